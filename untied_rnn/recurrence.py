@@ -1,0 +1,132 @@
+"""The untied recurrence as pure functions on tensors, all of them time-major: `(timesteps, batch, ...)`.
+
+Only `h_{t-1} U_t` and the activation are sequential. Everything else, forward and backward, is one
+batched matrix product over all timesteps.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from untied_rnn.scan import scan
+
+Tensor = Any
+
+# f'(a) as a function of h = f(a): all that the hand-written gradient needs to know about f.
+_SLOPES = {
+    keras.activations.linear: ops.ones_like,
+    keras.activations.tanh: lambda h: 1 - h * h,
+    keras.activations.sigmoid: lambda h: h * (1 - h),
+    keras.activations.relu: lambda h: ops.cast(h > 0, h.dtype),
+}
+
+
+def affine(inputs: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """`x_t W_t + b_t` for all timesteps at once.
+
+    Args:
+        inputs: `(timesteps, batch, input_dim)`.
+        kernel: `(timesteps, input_dim, units)`.
+        bias: `(timesteps, units)` or `None`.
+
+    Returns:
+        A tensor of shape `(timesteps, batch, units)`.
+    """
+    outputs = ops.matmul(inputs, kernel)
+    return outputs if bias is None else outputs + ops.expand_dims(bias, 1)
+
+
+def simple_recurrence(
+    projections: Tensor,
+    recurrent_kernel: Tensor,
+    initial_state: Tensor,
+    activation,
+    mask: Tensor | None = None,
+    state_dropout: Tensor | None = None,
+    return_sequences: bool = True,
+    unroll: bool | int = False,
+) -> Tensor:
+    """`h_t = activation(z_t + (h_{t-1} * d) U_t)`, and `h_t = h_{t-1}` where the mask is `False`.
+
+    Args:
+        projections: `z`, `(timesteps, batch, units)`: what the inputs contribute to each step.
+        recurrent_kernel: `U`, `(timesteps, units, units)`.
+        initial_state: `h_0`, `(batch, units)`.
+        activation: Function of a tensor.
+        mask: Boolean, `(timesteps, batch, 1)`.
+        state_dropout: `d`, `(batch, units)`: one dropout mask for all timesteps.
+        return_sequences: Whether to return all states or the last one.
+        unroll: See `untied_rnn.scan.scan`.
+
+    Returns:
+        `(timesteps, batch, units)` with `return_sequences`, else `(batch, units)`.
+    """
+
+    def dropped(state):
+        return state if state_dropout is None else state * state_dropout
+
+    def forward(projections, recurrent_kernel, initial_state):
+        def step(carry, x):
+            (previous,), (projection, kernel, keep) = carry, x
+            state = activation(projection + ops.matmul(dropped(previous), kernel))
+            state = state if keep is None else ops.where(keep, state, previous)
+            return [state], [state]
+
+        (last,), (states,) = scan(
+            step, [initial_state], [projections, recurrent_kernel, mask], unroll=unroll
+        )
+        return last, states
+
+    def backward(states, recurrent_kernel, initial_state, upstream):
+        """Gradients of everything from `delta_t = dL/da_t`, the only thing found step by step."""
+
+        def step(carry, x):
+            (gradient,), (state, kernel, keep, arriving) = carry, x
+            gradient = gradient if arriving is None else gradient + arriving
+            delta = gradient * slope(state)
+            delta = delta if keep is None else ops.where(keep, delta, 0)
+            earlier = dropped(ops.matmul(delta, ops.transpose(kernel)))
+            earlier = earlier if keep is None else ops.where(keep, earlier, gradient)
+            return [earlier], [delta]
+
+        last, arriving = (ops.zeros_like(initial_state), upstream) if return_sequences else (upstream, None)
+        (d_initial_state,), (deltas,) = scan(
+            step, [last], [states, recurrent_kernel, mask, arriving], reverse=True, unroll=unroll
+        )
+        previous = ops.concatenate([initial_state[None], states[:-1]])
+        d_recurrent_kernel = ops.matmul(ops.transpose(dropped(previous), (0, 2, 1)), deltas)
+        return deltas, d_recurrent_kernel, d_initial_state
+
+    @ops.custom_gradient
+    def with_batched_gradient(projections, recurrent_kernel, initial_state):
+        last, states = forward(projections, recurrent_kernel, initial_state)
+
+        def gradient(upstream):
+            return backward(states, recurrent_kernel, initial_state, upstream)
+
+        return (states if return_sequences else last), gradient
+
+    slope = _SLOPES.get(activation)
+    # torch differentiates its own unrolled loop: what a custom gradient captures there is cut off from
+    # the graph, so second-order gradients would be wrong without a word.
+    if slope is not None and keras.backend.backend() != "torch":
+        return with_batched_gradient(projections, recurrent_kernel, initial_state)
+    last, states = forward(projections, recurrent_kernel, initial_state)
+    return states if return_sequences else last
+
+
+def hold(outputs: Tensor, mask: Tensor, unroll: bool | int = False) -> Tensor:
+    """Repeats the last unmasked output at masked timesteps; zeros before the first one.
+
+    Args:
+        outputs: `(timesteps, batch, features)`.
+        mask: Boolean, `(timesteps, batch, 1)`.
+        unroll: See `untied_rnn.scan.scan`.
+    """
+
+    def step(carry, x):
+        output = ops.where(x[1], x[0], carry[0])
+        return [output], [output]
+
+    return scan(step, [ops.zeros_like(outputs[0])], [outputs, mask], unroll=unroll)[1][0]
