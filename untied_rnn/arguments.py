@@ -1,0 +1,111 @@
+"""Constructor arguments: checked when they arrive, and written back by `get_config`.
+
+One rule per argument name serves every layer, so that no layer lists its arguments twice.
+"""
+
+import inspect
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def _positive_integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    if value <= 0:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    return int(value)
+
+
+def _optional_positive_integer(name: str, value: Any) -> int | None:
+    return None if value is None else _positive_integer(name, value)
+
+
+def _rate(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a number between 0 and 1. Received: {name}={value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be a number between 0 and 1. Received: {name}={value!r}")
+    return float(value)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, numbers.Integral) or value not in (0, 1):
+        raise TypeError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}")
+    return bool(value)
+
+
+def _unroll(name: str, value: Any) -> bool | int:
+    return value if isinstance(value, bool) else _positive_integer(name, value)
+
+
+def _jit_compile(name: str, value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise ValueError(f'`{name}` must be "auto", `True` or `False`. Received: {name}={value!r}')
+
+
+def _seed(name: str, value: Any) -> int | None:
+    if value is None or isinstance(value, numbers.Integral):
+        return None if value is None else int(value)
+    raise TypeError(f"`{name}` must be an integer or `None`. Received: {name}={value!r}")
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "units": _positive_integer,
+    "output_units": _optional_positive_integer,
+    "timesteps": _optional_positive_integer,
+    "dropout": _rate,
+    "recurrent_dropout": _rate,
+    "seed": _seed,
+    "use_bias": _boolean,
+    "return_sequences": _boolean,
+    "return_state": _boolean,
+    "go_backwards": _boolean,
+    "stateful": _boolean,
+    "zero_output_for_mask": _boolean,
+    "unroll": _unroll,
+    "jit_compile": _jit_compile,
+}
+
+# Arguments whose name ends in one of these are Keras objects, given as object, name or config.
+_KERAS_MODULES = {
+    "activation": keras.activations,
+    "initializer": keras.initializers,
+    "regularizer": keras.regularizers,
+    "constraint": keras.constraints,
+}
+
+
+def _keras_module(name: str) -> Any:
+    return _KERAS_MODULES.get(name.rsplit("_", 1)[-1])
+
+
+def _names(init: Callable) -> list[str]:
+    parameters = list(inspect.signature(init).parameters.values())[1:]
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+
+
+def store(layer: keras.Layer, init: Callable, values: dict[str, Any]) -> None:
+    """Sets every argument of the constructor `init` as a checked attribute of `layer`.
+
+    Args:
+        layer: The layer under construction, after `keras.Layer.__init__`.
+        init: The constructor whose signature names the arguments.
+        values: The arguments as received; `locals()` at the constructor's start.
+    """
+    for name in _names(init):
+        module = _keras_module(name)
+        value = module.get(values[name]) if module else _CHECKS[name](name, values[name])
+        setattr(layer, name, value)
+
+
+def config(layer: keras.Layer, init: Callable) -> dict[str, Any]:
+    """The arguments of the constructor `init` as they stand on `layer`, ready for JSON."""
+    values = {name: getattr(layer, name) for name in _names(init)}
+    return {
+        name: module.serialize(value) if value is not None and (module := _keras_module(name)) else value
+        for name, value in values.items()
+    }
