@@ -1,0 +1,203 @@
+"""Trains an untied RNN to read MNIST digits row by row: 28 timesteps of 28 pixels.
+
+    python examples/mnist_rows.py                           # 5,000 real digits, no network
+    python examples/mnist_rows.py --data mnist              # all 70,000
+    python examples/mnist_rows.py --recipe seed --data mnist
+
+Writes metrics.csv, learning_curve.png and model.keras to `--out`.
+"""
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from digits import load_digits
+
+from untied_rnn import UntiedSimpleRNN
+
+BATCH_SIZE = 128
+
+
+def modern_recipe(units: int, training_steps: int) -> keras.Model:
+    """Glorot and orthogonal matrices, Adam with a cosine schedule."""
+    rows = keras.Input((28, 28))
+    logits = keras.layers.Dense(10)(UntiedSimpleRNN(units)(rows))
+    model = keras.Model(rows, logits)
+    optimizer = keras.optimizers.Adam(
+        keras.optimizers.schedules.CosineDecay(2e-3, training_steps), clipnorm=1.0
+    )
+    return compiled(model, optimizer)
+
+
+def seed_recipe(units: int, training_steps: int) -> keras.Model:
+    """The TensorFlow 1 notebook: all weights from N(0, 1), outputs V_t computed but untrained."""
+
+    def normal():
+        return keras.initializers.RandomNormal(stddev=1.0)
+
+    rows = keras.Input((28, 28))
+    layer = UntiedSimpleRNN(
+        units,
+        output_units=10,
+        use_bias=False,
+        kernel_initializer=normal(),
+        recurrent_initializer=normal(),
+        output_initializer=normal(),
+        return_state=True,
+    )
+    _, state = layer(rows)
+    layer.output_kernel.trainable = False  # the loss does not see the outputs
+    logits = keras.layers.Dense(10, kernel_initializer=normal(), bias_initializer=normal())(state)
+    model = keras.Model(rows, logits)
+    optimizer = keras.optimizers.RMSprop(0.001, rho=0.9, epsilon=1e-10)
+    optimizer.build(model.trainable_variables)
+    for variable in optimizer.variables:
+        if "velocity" in variable.path:  # TensorFlow 1 starts the mean square at one, Keras at zero
+            variable.assign(keras.ops.ones_like(variable))
+    return compiled(model, optimizer)
+
+
+def compiled(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    return model
+
+
+def batches(x: np.ndarray, y: np.ndarray, seed: int, first_step: int) -> tf.data.Dataset:
+    """An endless stream of batches, each a function of `seed` and its step alone.
+
+    So an interrupted run can go on at any step with the digits that it would have seen.
+    """
+    first_pass, offset = divmod(first_step * BATCH_SIZE, len(x))
+
+    def shuffled(index):
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), (seed, index))
+        return order[tf.where(index == first_pass, offset, 0) :]
+
+    # On the CPU whatever the backend: the pipeline only gathers rows.
+    with tf.device("CPU"):
+        images, labels = tf.constant(x), tf.constant(y)
+        indices = tf.data.Dataset.range(first_pass, tf.int64.max).map(shuffled).rebatch(BATCH_SIZE)
+        return indices.map(lambda i: (tf.gather(images, i), tf.gather(labels, i))).prefetch(16)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves the whole model after every epoch; a crash while writing leaves the last one intact."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch, logs=None):
+        unfinished = self.path.with_name(f"unfinished_{self.path.name}")
+        self.model.save(unfinished)
+        os.replace(unfinished, self.path)
+
+
+def draw(metrics: pathlib.Path, overlay: str | None, steps_per_epoch: int, path: pathlib.Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    log = np.genfromtxt(metrics, delimiter=",", names=True)
+    steps = (np.atleast_1d(log["epoch"]) + 1) * steps_per_epoch
+    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    loss.semilogy(steps, np.atleast_1d(log["loss"]), label="training")
+    loss.semilogy(steps, np.atleast_1d(log["val_loss"]), label="test")
+    accuracy.plot(steps, np.atleast_1d(log["accuracy"]), label="training")
+    accuracy.plot(steps, np.atleast_1d(log["val_accuracy"]), label="test")
+    if overlay:
+        printed = np.genfromtxt(overlay, delimiter=",", names=True)
+        loss.semilogy(printed["step"], printed["loss"], "k.", label=pathlib.Path(overlay).stem)
+        accuracy.plot(printed["step"], printed["batch_accuracy"], "k.", label=pathlib.Path(overlay).stem)
+    loss.set(xlabel="training step", ylabel="cross-entropy")
+    accuracy.set(xlabel="training step", ylabel="accuracy")
+    accuracy.legend()
+    figure.savefig(path, dpi=120)
+
+
+def trim(metrics: pathlib.Path, epochs: int) -> None:
+    """Drops what was logged after the last checkpoint: those epochs are run again."""
+    with metrics.open(newline="") as file:
+        header, *rows = list(csv.reader(file))
+    with metrics.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows[:epochs]])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", default="sample", help="sample, mnist or a .npz file in Keras's layout")
+    parser.add_argument("--recipe", choices=["modern", "seed"], default="modern")
+    parser.add_argument("--units", type=int, default=50, help="hidden units (default 50)")
+    parser.add_argument("--epochs", type=int, help="default 30; with --recipe seed 130 of 1,000 steps each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/mnist_rows"))
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
+    parser.add_argument("--overlay", help="CSV (step,loss,batch_accuracy) to draw into the learning curve")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    seed_run = args.recipe == "seed"
+    epochs = args.epochs or (130 if seed_run else 30)
+    checkpoint, metrics, settings = (
+        args.out / name for name in ("checkpoint.keras", "metrics.csv", "settings.json")
+    )
+    run = {key: getattr(args, key) for key in ("data", "recipe", "units", "seed")} | {"epochs": epochs}
+    resumed = args.resume and checkpoint.exists()
+    try:
+        if resumed and (before := json.loads(settings.read_text())) != run:
+            sys.exit(f"error: cannot resume {args.out}: it was started with {before}, received {run}")
+        args.out.mkdir(parents=True, exist_ok=True)
+        if not resumed:
+            checkpoint.unlink(missing_ok=True)
+        settings.write_text(json.dumps(run))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: cannot use --out {args.out}: {error}")
+
+    x_train, y_train, x_test, y_test = load_digits(args.data)
+    if seed_run and len(x_train) == 60_000:
+        x_train, y_train = x_train[:55_000], y_train[:55_000]  # the notebook's training set
+    steps_per_epoch = 1000 if seed_run else len(x_train) // BATCH_SIZE
+
+    keras.utils.set_random_seed(args.seed)
+    if resumed:
+        model = keras.saving.load_model(checkpoint)
+    else:
+        build = seed_recipe if seed_run else modern_recipe
+        model = build(args.units, epochs * steps_per_epoch)
+    model.summary()
+
+    step = int(model.optimizer.iterations)
+    if resumed:
+        trim(metrics, step // steps_per_epoch)
+    try:
+        model.fit(
+            batches(x_train, y_train, args.seed, first_step=step),
+            initial_epoch=step // steps_per_epoch,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=(x_test, y_test),
+            shuffle=False,  # `batches` has shuffled
+            validation_batch_size=1000,
+            callbacks=[keras.callbacks.CSVLogger(metrics, append=resumed), Checkpoint(checkpoint)],
+        )
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: go on with the same command and --resume (checkpoint in {args.out})")
+
+    _, accuracy = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
+    model.save(args.out / "model.keras")
+    draw(metrics, args.overlay, steps_per_epoch, args.out / "learning_curve.png")
+    print(f"test accuracy {accuracy:.4f} ({len(x_test)} digits); results in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
