@@ -1,6 +1,7 @@
 """Whether, and how, a layer's computation is compiled when nothing around it is."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,7 +20,8 @@ def compiled(function: Callable, jit_compile: bool | str) -> Callable:
     import tensorflow as tf
 
     use_xla = _xla_pays(tf) if jit_compile == "auto" else jit_compile
-    graph = tf.function(function, jit_compile=use_xla, reduce_retracing=True, autograph=False)
+    # TensorFlow warns of frequent tracing by code object, which all layers share; a `partial` has none.
+    graph = tf.function(partial(function), jit_compile=use_xla, reduce_retracing=True, autograph=False)
 
     def call(*args: Any) -> Any:
         # Within another graph (`fit`, a user's `tf.function`, an export) only XLA needs a function of

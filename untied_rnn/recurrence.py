@@ -62,19 +62,22 @@ def simple_recurrence(
     Returns:
         `(timesteps, batch, units)` with `return_sequences`, else `(batch, units)`.
     """
+    timesteps = ops.shape(recurrent_kernel)[0]
+    # Along time as well, so that it reaches the steps as all else does, and not captured by them.
+    dropout = None if state_dropout is None else ops.repeat(state_dropout[None], timesteps, axis=0)
 
-    def dropped(state):
-        return state if state_dropout is None else state * state_dropout
+    def dropped(state, dropout):
+        return state if dropout is None else state * dropout
 
     def forward(projections, recurrent_kernel, initial_state):
         def step(carry, x):
-            (previous,), (projection, kernel, keep) = carry, x
-            state = activation(projection + ops.matmul(dropped(previous), kernel))
+            (previous,), (projection, kernel, keep, drop) = carry, x
+            state = activation(projection + ops.matmul(dropped(previous, drop), kernel))
             state = state if keep is None else ops.where(keep, state, previous)
             return [state], [state]
 
         (last,), (states,) = scan(
-            step, [initial_state], [projections, recurrent_kernel, mask], unroll=unroll
+            step, [initial_state], [projections, recurrent_kernel, mask, dropout], unroll=unroll
         )
         return last, states
 
@@ -82,20 +85,20 @@ def simple_recurrence(
         """Gradients of everything from `delta_t = dL/da_t`, the only thing found step by step."""
 
         def step(carry, x):
-            (gradient,), (state, kernel, keep, arriving) = carry, x
+            (gradient,), (state, kernel, keep, drop, arriving) = carry, x
             gradient = gradient if arriving is None else gradient + arriving
             delta = gradient * slope(state)
             delta = delta if keep is None else ops.where(keep, delta, 0)
-            earlier = dropped(ops.matmul(delta, ops.transpose(kernel)))
+            earlier = dropped(ops.matmul(delta, ops.transpose(kernel)), drop)
             earlier = earlier if keep is None else ops.where(keep, earlier, gradient)
             return [earlier], [delta]
 
         last, arriving = (ops.zeros_like(initial_state), upstream) if return_sequences else (upstream, None)
         (d_initial_state,), (deltas,) = scan(
-            step, [last], [states, recurrent_kernel, mask, arriving], reverse=True, unroll=unroll
+            step, [last], [states, recurrent_kernel, mask, dropout, arriving], reverse=True, unroll=unroll
         )
         previous = ops.concatenate([initial_state[None], states[:-1]])
-        d_recurrent_kernel = ops.matmul(ops.transpose(dropped(previous), (0, 2, 1)), deltas)
+        d_recurrent_kernel = ops.matmul(ops.transpose(dropped(previous, dropout), (0, 2, 1)), deltas)
         return deltas, d_recurrent_kernel, d_initial_state
 
     @ops.custom_gradient

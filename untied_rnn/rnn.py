@@ -96,9 +96,7 @@ class BaseUntiedRNN(keras.Layer):
 
     def add_timestep_weight(self, name, shape, initializer, regularizer=None, constraint=None):
         """Adds the variable `name`: one weight of shape `shape` for every timestep, stacked."""
-        weight = add_timestep_weight(
-            self, name, self.timesteps, shape, initializer, regularizer, constraint
-        )
+        weight = add_timestep_weight(self, name, self.timesteps, shape, initializer, regularizer, constraint)
         self._weight_names.append(name)
         return weight
 
@@ -123,6 +121,13 @@ class BaseUntiedRNN(keras.Layer):
         if self.stateful:
             self._create_states(batch_size)
 
+    def _check_unroll(self, length: int | None) -> None:
+        if self.unroll is True and length is None:
+            raise ValueError(
+                f"{type(self).__name__} cannot be unrolled over an undefined number of timesteps. Expected "
+                "an input with a defined time axis. Received: unroll=True, and a time axis of None"
+            )
+
     def _check_length(self, length: int | None) -> None:
         if length is not None and self.timesteps is not None and length > self.timesteps:
             raise ValueError(
@@ -133,7 +138,8 @@ class BaseUntiedRNN(keras.Layer):
     def _weights_for(self, sequences: Tensor) -> dict[str, Tensor]:
         """The first weight sets, as many as there are timesteps to process."""
         length = ops.shape(sequences)[1]
-        weights = {name: ops.convert_to_tensor(getattr(self, name)) for name in self._weight_names}
+        # `cast` reads the variable; `convert_to_tensor` would hand TensorFlow the variable itself.
+        weights = {name: ops.cast(getattr(self, name), self.compute_dtype) for name in self._weight_names}
         if isinstance(length, int) and length == self.timesteps:
             return weights
         # `slice`, since `[:length]` would clip a length that is known only when the graph runs, and
@@ -201,17 +207,12 @@ class BaseUntiedRNN(keras.Layer):
 
     # The call.
 
-    def call(self, sequences, initial_state=None, mask=None, training=False):
+    def call(self, sequences, initial_state=None, mask=None, training=False, sequences_mask=None):
         self._check_length(sequences.shape[1])
-        if self.unroll is True and sequences.shape[1] is None:
-            raise ValueError(
-                f"{type(self).__name__} cannot be unrolled over an undefined number of timesteps. Give "
-                f"a defined time axis to `keras.Input`. Received: input shape {tuple(sequences.shape)}"
-            )
-        if mask is None:
-            # Keras hands on the mask of the inputs only where they are the only tensors; with an
-            # initial state it would be lost, and padding be read as data.
-            mask = getattr(sequences, "_keras_mask", None)
+        self._check_unroll(sequences.shape[1])
+        # Keras hands the mask of the inputs on as `mask` only if they are the only tensors. Beside an
+        # initial state it comes under this name, or padding would be read as data.
+        mask = sequences_mask if mask is None else mask
         states = self._initial_states(sequences, initial_state)
         outputs, states = self._run(
             sequences,
@@ -257,7 +258,12 @@ class BaseUntiedRNN(keras.Layer):
     def compute_output_shape(self, sequences_shape, initial_state_shape=None):
         batch_size, length, _ = sequences_shape
         self._check_length(length)
-        output = (batch_size, length, self.output_size) if self.return_sequences else (batch_size, self.output_size)
+        self._check_unroll(length)
+        output = (
+            (batch_size, length, self.output_size)
+            if self.return_sequences
+            else (batch_size, self.output_size)
+        )
         return (output, *((batch_size, size) for size in self.state_size)) if self.return_state else output
 
     def compute_mask(self, inputs, mask=None):

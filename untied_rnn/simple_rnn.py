@@ -170,7 +170,9 @@ class UntiedSimpleRNN(BaseUntiedRNN):
 
     def build_weights(self, input_dim):
         def add(name, shape, role):
-            options = (getattr(self, f"{role}_{kind}") for kind in ("initializer", "regularizer", "constraint"))
+            options = (
+                getattr(self, f"{role}_{kind}") for kind in ("initializer", "regularizer", "constraint")
+            )
             return self.add_timestep_weight(name, shape, *options)
 
         self.kernel = add("kernel", (input_dim, self.units), "kernel")

@@ -13,6 +13,10 @@ import numpy as np
 from keras import ops
 
 
+# Sums over elements, so that the penalty of the stack is already the sum over its weights.
+_ELEMENTWISE = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
+
+
 class TimestepInitializer(keras.initializers.Initializer):
     """Draws each timestep's weight by itself, from one initializer.
 
@@ -51,6 +55,8 @@ class TimestepRegularizer(keras.regularizers.Regularizer):
         self.regularizer = regularizer
 
     def __call__(self, stack):
+        if type(self.regularizer) in _ELEMENTWISE:
+            return self.regularizer(stack)
         return ops.sum(ops.vectorized_map(self.regularizer, ops.convert_to_tensor(stack)))
 
 

@@ -1,0 +1,78 @@
+"""Outputs and gradients of a layer, on any backend, as NumPy arrays."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def names(layer):
+    """Trainable weights by their variable names."""
+    return {weight.name: weight for weight in layer.trainable_weights}
+
+
+def as_tuple(outputs):
+    return tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
+
+
+def to_numpy(values):
+    return tuple(ops.convert_to_numpy(value) for value in as_tuple(values))
+
+
+def outputs_and_gradients(layer, x, cotangents, initial_state=None, **kwargs):
+    """Outputs, and gradients of `sum(cotangents * outputs)` to inputs, state and trainable weights."""
+    backend = keras.backend.backend()
+    inputs = {"x": x} if initial_state is None else {"x": x, "initial_state": initial_state}
+    dtype = layer.compute_dtype
+    inputs = {name: ops.convert_to_tensor(value, dtype) for name, value in inputs.items()}
+    cotangents = [ops.convert_to_tensor(c, dtype) for c in cotangents]
+    weights = names(layer)
+
+    def call(inputs):
+        return as_tuple(layer(inputs["x"], initial_state=inputs.get("initial_state"), **kwargs))
+
+    def loss(outputs):
+        return sum(ops.sum(c * y) for c, y in zip(cotangents, outputs, strict=True))
+
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = call(inputs)
+            value = loss(outputs)
+        found = tape.gradient(
+            value,
+            {**inputs, **{name: weight.value for name, weight in weights.items()}},
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+    elif backend == "jax":
+        import jax
+
+        fixed = [v.value for v in layer.non_trainable_variables]
+        order = list(weights)
+
+        def function(trainable):
+            outputs, _ = layer.stateless_call(
+                [trainable[name] for name in order],
+                fixed,
+                trainable["x"],
+                initial_state=trainable.get("initial_state"),
+                **kwargs,
+            )
+            return loss(as_tuple(outputs)), outputs
+
+        trainable = {**inputs, **{name: weight.value for name, weight in weights.items()}}
+        found, outputs = jax.grad(function, has_aux=True)(trainable)
+    else:
+        import torch
+
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
+        outputs = call(leaves)
+        leaves |= {name: weight.value for name, weight in weights.items()}
+        values = torch.autograd.grad(loss(outputs), list(leaves.values()), allow_unused=True)
+        found = {
+            name: torch.zeros_like(leaf) if value is None else value
+            for (name, leaf), value in zip(leaves.items(), values, strict=True)
+        }
+        outputs = [output.detach() for output in outputs]
+    return to_numpy(outputs), {name: np.asarray(ops.convert_to_numpy(g)) for name, g in found.items()}

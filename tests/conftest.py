@@ -1,0 +1,25 @@
+"""Settings that every test runs under, whichever backend `KERAS_BACKEND` names."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import keras
+import numpy as np
+import pytest
+
+BACKEND = keras.backend.backend()
+# Keras computes in float64 on TensorFlow alone; elsewhere its operations return float32.
+DTYPE = "float64" if BACKEND == "tensorflow" else "float32"
+EXACT = {"rtol": 1e-10, "atol": 1e-10} if BACKEND == "tensorflow" else {"rtol": 2e-4, "atol": 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(1234)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5678)

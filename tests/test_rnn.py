@@ -1,0 +1,332 @@
+"""The base layer's contract: lengths, masks, states, compilation, and what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+from autodiff import to_numpy
+from conftest import BACKEND
+
+from untied_rnn import UntiedSimpleRNN
+from untied_rnn.rnn import BaseUntiedRNN
+
+B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(B, T, I)).astype("float32")
+
+
+def close(received, expected):
+    np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
+
+
+# Timesteps.
+
+
+def test_timesteps_come_from_the_first_input_and_stay(x):
+    layer = UntiedSimpleRNN(U)
+    layer(x)
+    assert layer.timesteps == layer.get_config()["timesteps"] == T
+    with pytest.raises(ValueError, match=r"weights for 4 timesteps.*sequence of 5"):
+        layer(np.zeros((B, T + 1, I)))
+
+
+def test_undefined_time_axis_runs_any_length_up_to_timesteps(x):
+    inputs = keras.Input((None, I))
+    layer = UntiedSimpleRNN(U, timesteps=T, return_sequences=True)
+    model = keras.Model(inputs, layer(inputs))
+    for length in (T, 1, 2, 3):
+        close(model.predict(x[:, :length], verbose=0), to_numpy(layer(x))[0][:, :length])
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has axes defined at run time")
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("timesteps", [1, T])
+def test_too_long_at_run_time_is_an_error_not_a_broadcast(x, timesteps, jit_compile):
+    import tensorflow as tf
+
+    layer = UntiedSimpleRNN(U, timesteps=timesteps)
+    layer.build((None, None, I))
+    function = tf.function(
+        lambda x: layer(x), input_signature=[tf.TensorSpec((None, None, I))], jit_compile=jit_compile
+    )
+    close(function(x[:, :timesteps]), to_numpy(layer(x[:, :timesteps]))[0])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="5"):
+        function(np.zeros((B, 5, I), "float32"))
+
+
+def test_unrolling_needs_a_defined_time_axis():
+    layer = UntiedSimpleRNN(U, timesteps=T, unroll=True)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with pytest.raises(ValueError, match="undefined number of timesteps"):
+            tf.function(lambda x: layer(x), input_signature=[tf.TensorSpec((None, None, I))])(
+                np.zeros((B, T, I), "float32")
+            )
+    with pytest.raises(ValueError, match="undefined number of timesteps"):
+        layer(keras.Input((None, I)))
+
+
+# Masks.
+
+
+@pytest.mark.parametrize("form", ["bool", "int", "rank 3"])
+def test_mask_forms(x, rng, form):
+    layer = UntiedSimpleRNN(U)
+    mask = rng.random((B, T)) < 0.5
+    expected = to_numpy(layer(x, mask=mask))[0]
+    assert not np.allclose(expected, to_numpy(layer(x))[0])
+    other = {"bool": mask, "int": mask.astype("int32"), "rank 3": mask[:, :, None]}[form]
+    close(to_numpy(layer(x, mask=other))[0], expected)
+
+
+def test_implicit_mask_acts_and_is_handed_on(x):
+    x[0, 2:], x[1, 0], x[2] = 0, 0, 0
+    first, second = UntiedSimpleRNN(U, return_sequences=True), UntiedSimpleRNN(U)
+    model = keras.Sequential([keras.Input((T, I)), keras.layers.Masking(), first, second])
+    mask = (x != 0).any(axis=-1)
+    expected = to_numpy(second(first(x, mask=mask), mask=mask))[0]
+    close(model.predict(x, verbose=0), expected)
+    assert not np.allclose(expected, to_numpy(second(first(x)))[0])
+
+
+def test_implicit_mask_acts_beside_an_initial_state(x):
+    """Keras does not hand the mask on where there is a second tensor argument."""
+    x[0, 2:] = 0
+    state = np.ones((B, U), "float32")
+    layer = UntiedSimpleRNN(U)
+    expected = to_numpy(layer(x, initial_state=state, mask=(x != 0).any(axis=-1)))[0]
+    close(to_numpy(layer(keras.layers.Masking()(x), initial_state=state))[0], expected)
+    inputs, states = keras.Input((T, I)), keras.Input((U,))
+    model = keras.Model([inputs, states], layer(keras.layers.Masking()(inputs), initial_state=states))
+    close(model.predict([x, state], verbose=0), expected)
+
+
+def test_masked_steps_do_not_read_their_input(x):
+    """Not even a NaN in the padding."""
+    mask = np.ones((B, T), bool)
+    mask[0, 1:3] = False
+    poisoned = np.where(mask[:, :, None], x, np.nan)
+    layer = UntiedSimpleRNN(U)
+    close(to_numpy(layer(poisoned, mask=mask))[0], to_numpy(layer(x, mask=mask))[0])
+
+
+@pytest.mark.parametrize("return_state", [False, True])
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_compute_mask_is_that_of_keras(x, return_sequences, return_state):
+    options = {"return_sequences": return_sequences, "return_state": return_state}
+    mask = keras.ops.ones((B, T), "bool")
+    assert UntiedSimpleRNN(U, **options).supports_masking
+    for given in (mask, [mask], None):
+        expected = keras.layers.SimpleRNN(U, **options).compute_mask(x, given)
+        received = UntiedSimpleRNN(U, **options).compute_mask(x, given)
+        assert str(received) == str(expected)
+
+
+@pytest.mark.parametrize("return_state", [False, True])
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_compute_output_shape_is_that_of_keras(return_sequences, return_state):
+    options = {"return_sequences": return_sequences, "return_state": return_state}
+    for shape in ((None, T, I), (B, T, I), (B, None, I)):
+        expected = keras.layers.SimpleRNN(U, **options).compute_output_shape(shape)
+        assert UntiedSimpleRNN(U, timesteps=T, **options).compute_output_shape(shape) == expected
+
+
+# States.
+
+
+def test_initial_state_forms(x, rng):
+    state = rng.normal(size=(B, U)).astype("float32")
+    layer = UntiedSimpleRNN(U)
+    expected = to_numpy(layer(x, initial_state=state))[0]
+    assert not np.allclose(expected, to_numpy(layer(x))[0])
+    close(to_numpy(layer(x, initial_state=[state]))[0], expected)
+    close(to_numpy(layer(x, initial_state=layer.get_initial_state(B)))[0], to_numpy(layer(x))[0])
+
+
+def test_encoder_decoder_trains_through_the_state(x):
+    inputs = keras.Input((T, I))
+    _, state = UntiedSimpleRNN(U, return_state=True)(inputs)
+    outputs = UntiedSimpleRNN(U, return_sequences=True)(inputs, initial_state=state)
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse")
+    before = model.layers[1].get_weights()
+    model.fit(x, np.ones((B, T, U)), verbose=0)
+    for weight, old, new in zip(model.layers[1].weights, before, model.layers[1].get_weights(), strict=True):
+        moved = np.abs(new - old).reshape(T, -1).max(axis=1)
+        first = 1 if weight.name == "recurrent_kernel" else 0  # the first one multiplies h_0 = 0
+        assert moved[first:].min() > 0
+
+
+def stateful_model():
+    inputs = keras.Input(batch_shape=(B, T, I))
+    layer = UntiedSimpleRNN(U, stateful=True)
+    return keras.Model(inputs, layer(inputs)), layer
+
+
+def test_stateful_carries_on_from_the_first_weight_set(x):
+    model, layer = stateful_model()
+    free = UntiedSimpleRNN(U)
+    free.build((B, T, I))
+    free.set_weights(layer.get_weights())
+    state = np.zeros((B, U), "float32")
+    for _ in range(3):
+        state = to_numpy(free(x, initial_state=state))[0]
+        close(model.predict(x, batch_size=B, verbose=0), state)
+    layer.reset_state()
+    close(model.predict(x, batch_size=B, verbose=0), to_numpy(free(x))[0])
+    layer.reset_states()
+    assert np.all(keras.ops.convert_to_numpy(layer.states[0]) == 0)
+
+
+def test_stateful_carries_on_in_training_on_every_backend(x):
+    model, layer = stateful_model()
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    free = UntiedSimpleRNN(U)
+    free.build((B, T, I))
+    free.set_weights(layer.get_weights())
+    model.fit(np.concatenate([x, -x]), np.zeros((2 * B, U)), batch_size=B, shuffle=False, verbose=0)
+    expected = free(-x, initial_state=free(x))
+    close(keras.ops.convert_to_numpy(layer.states[0]), to_numpy(expected)[0])
+
+
+def test_states_are_no_weights():
+    model, layer = stateful_model()
+    assert len(layer.weights) == 3
+    assert any(v is layer.states[0] for v in model.non_trainable_variables)
+    assert UntiedSimpleRNN(U).states is None
+
+
+# Compilation.
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_jit_compile_decides_whether_xla_runs(x, jit_compile):
+    """Seen in the graph itself: a function that XLA must compile, or none."""
+    import tensorflow as tf
+
+    layer = UntiedSimpleRNN(U, jit_compile=jit_compile)
+    layer(x)
+    graph = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec((B, T, I))).graph
+    marked = [f.signature.name for f in graph.as_graph_def().library.function if f.attr["_XlaMustCompile"].b]
+    assert bool(marked) == jit_compile
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_layer_has_second_order_gradients_in_eager_mode(activation, masked, rng):
+    import tensorflow as tf
+
+    results = []
+    x, mask = tf.constant(rng.normal(size=(B, T, I))), rng.random((B, T)) < 0.6 if masked else None
+    weights = None
+    for jit_compile in (False, True):
+        layer = UntiedSimpleRNN(U, activation=activation, jit_compile=jit_compile, dtype="float64")
+        layer.build((B, T, I))
+        weights = weights or layer.get_weights()
+        layer.set_weights(weights)
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                value = tf.reduce_sum(layer(x, mask=mask) ** 2)
+            penalty = tf.reduce_sum(inner.gradient(value, x) ** 2)
+        results.append(outer.gradient(penalty, [w.value for w in layer.weights]))
+    for plain, compiled in zip(*results, strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
+def test_new_batch_sizes_are_traced_twice_at_most(x, monkeypatch):
+    layer = UntiedSimpleRNN(U, timesteps=T)
+    traces = []
+    recurrence = UntiedSimpleRNN.recurrence
+    monkeypatch.setattr(UntiedSimpleRNN, "recurrence", lambda *args: traces.append(1) or recurrence(*args))
+    for batch in (1, 2, 3, 1, 2, 3):
+        layer(x[:batch])
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])
+def test_fit_is_the_same_however_it_runs(x, options):
+    if BACKEND == "torch" and options.get("jit_compile"):
+        pytest.skip("torch.compile needs a C++ toolchain on the machine")
+    results = []
+    for settings in ({}, options):
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((T, I)), UntiedSimpleRNN(U), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Adam(0.01), "mse", **settings)
+        history = model.fit(x, np.ones((B, 1)), epochs=5, batch_size=2, shuffle=False, verbose=0)
+        results.append([*history.history["loss"], *model.layers[0].get_weights()])
+    for expected, received in zip(*results, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_low_precision_follows_float32(x, policy):
+    # Keras's orthogonal initializer has no bfloat16 version on TensorFlow.
+    layer = UntiedSimpleRNN(U, return_state=True, recurrent_initializer="glorot_uniform", dtype=policy)
+    outputs = layer(x)
+    reference = UntiedSimpleRNN(U, return_state=True)
+    reference.build(x.shape)
+    reference.set_weights([keras.ops.cast(w, "float32") for w in layer.weights])
+    for low, full in zip(outputs, reference(x), strict=True):
+        assert keras.backend.standardize_dtype(low.dtype) == layer.compute_dtype
+        np.testing.assert_allclose(to_numpy(keras.ops.cast(low, "float32"))[0], to_numpy(full)[0], atol=0.05)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda layer, x: layer(x[0]), "ndim=3"),
+        (lambda layer, x: layer(x[None]), "ndim=3"),
+        (lambda layer, x: layer(x[:, :, :1]), "axis 2"),
+        (lambda layer, x: layer(x, mask=np.ones((B, T + 1), bool)), r"mask of shape \(3, 4\)"),
+        (lambda layer, x: layer(x, mask=np.ones((B, 1), bool)), r"mask of shape \(3, 4\)"),
+        (lambda layer, x: layer(x, mask=np.ones((T,), bool)), r"mask of shape \(3, 4\)"),
+        (lambda layer, x: layer(x, initial_state=np.ones((B, U + 1))), r"\(3, 5\)\].*\(3, 6\)"),
+        (lambda layer, x: layer(x, initial_state=np.ones((1, U))), r"\(3, 5\)\].*\(1, 5\)"),
+        (lambda layer, x: layer(x, initial_state=[np.ones((B, U))] * 2), r"\(3, 5\)\].*\(3, 5\), \(3, 5\)"),
+        (lambda layer, x: layer(x, initial_state=[]), "expected initial states"),
+    ],
+)
+def test_wrong_calls(call, message, x):
+    layer = UntiedSimpleRNN(U)
+    layer(x)
+    with pytest.raises(ValueError, match=message):
+        call(layer, x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((B, T, None), {}, "last axis"),
+        ((B, None, I), {}, "timesteps=None"),
+        ((B, T + 1, I), {"timesteps": T}, r"4 timesteps.*sequence of 5"),
+        ((None, T, I), {"stateful": True}, "batch size"),
+    ],
+)
+def test_wrong_builds(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        UntiedSimpleRNN(U, **options).build(shape)
+
+
+def test_stateful_layer_refuses_another_batch_size(x):
+    _, layer = stateful_model()
+    with pytest.raises(ValueError, match=r"\(2, 5\)\].*\(3, 5\)"):
+        layer(x[:2])
+
+
+def test_base_layer_says_what_a_subclass_must_define(x):
+    options = dict.fromkeys(
+        ["return_sequences", "return_state", "go_backwards", "stateful", "unroll", "zero_output_for_mask"],
+        False,
+    )
+    with pytest.raises(NotImplementedError, match="build_weights"):
+        BaseUntiedRNN(timesteps=None, jit_compile="auto", **options).build(x.shape)
