@@ -15,11 +15,15 @@ import pathlib
 import sys
 
 import keras
+import matplotlib
 import numpy as np
 import tensorflow as tf
 from digits import load_digits
 
 from untied_rnn import UntiedSimpleRNN
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (after the choice of a backend without a window)
 
 BATCH_SIZE = 128
 
@@ -100,23 +104,20 @@ class Checkpoint(keras.callbacks.Callback):
         os.replace(unfinished, self.path)
 
 
-def draw(metrics: pathlib.Path, overlay: str | None, steps_per_epoch: int, path: pathlib.Path) -> None:
-    import matplotlib
+def read_csv(path: pathlib.Path) -> np.ndarray:
+    return np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    log = np.genfromtxt(metrics, delimiter=",", names=True)
-    steps = (np.atleast_1d(log["epoch"]) + 1) * steps_per_epoch
+def draw(metrics: pathlib.Path, overlay: np.ndarray | None, steps_per_epoch: int, path: pathlib.Path) -> None:
+    log = read_csv(metrics)
+    steps = (log["epoch"] + 1) * steps_per_epoch
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    loss.semilogy(steps, np.atleast_1d(log["loss"]), label="training")
-    loss.semilogy(steps, np.atleast_1d(log["val_loss"]), label="test")
-    accuracy.plot(steps, np.atleast_1d(log["accuracy"]), label="training")
-    accuracy.plot(steps, np.atleast_1d(log["val_accuracy"]), label="test")
-    if overlay:
-        printed = np.genfromtxt(overlay, delimiter=",", names=True)
-        loss.semilogy(printed["step"], printed["loss"], "k.", label=pathlib.Path(overlay).stem)
-        accuracy.plot(printed["step"], printed["batch_accuracy"], "k.", label=pathlib.Path(overlay).stem)
+    for prefix, label in (("", "training"), ("val_", "test")):
+        loss.semilogy(steps, log[f"{prefix}loss"], label=label)
+        accuracy.plot(steps, log[f"{prefix}accuracy"], label=label)
+    if overlay is not None:
+        loss.semilogy(overlay["step"], overlay["loss"], "k.", label="overlay")
+        accuracy.plot(overlay["step"], overlay["batch_accuracy"], "k.", label="overlay")
     loss.set(xlabel="training step", ylabel="cross-entropy")
     accuracy.set(xlabel="training step", ylabel="accuracy")
     accuracy.legend()
@@ -131,16 +132,26 @@ def trim(metrics: pathlib.Path, epochs: int) -> None:
         csv.writer(file).writerows([header, *rows[:epochs]])
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, received {text}")
+    return int(text)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", default="sample", help="sample, mnist or a .npz file in Keras's layout")
     parser.add_argument("--recipe", choices=["modern", "seed"], default="modern")
-    parser.add_argument("--units", type=int, default=50, help="hidden units (default 50)")
-    parser.add_argument("--epochs", type=int, help="default 30; with --recipe seed 130 of 1,000 steps each")
+    parser.add_argument("--units", type=positive, default=50, help="hidden units (default 50)")
+    parser.add_argument(
+        "--epochs", type=positive, help="default 30; with --recipe seed 130 of 1,000 steps each"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/mnist_rows"))
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
-    parser.add_argument("--overlay", help="CSV (step,loss,batch_accuracy) to draw into the learning curve")
+    parser.add_argument(
+        "--overlay", type=pathlib.Path, help="CSV (step,loss,batch_accuracy) to draw into the learning curve"
+    )
     return parser.parse_args()
 
 
@@ -148,6 +159,16 @@ def main() -> None:
     args = parse()
     seed_run = args.recipe == "seed"
     epochs = args.epochs or (130 if seed_run else 30)
+
+    # All that can be wrong is found before training, and before anything of an older run is touched.
+    x_train, y_train, x_test, y_test = load_digits(args.data)
+    if seed_run and len(x_train) == 60_000:
+        x_train, y_train = x_train[:55_000], y_train[:55_000]  # the notebook's training set
+    steps_per_epoch = 1000 if seed_run else len(x_train) // BATCH_SIZE
+    try:
+        overlay = read_csv(args.overlay) if args.overlay else None
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: cannot read --overlay {args.overlay}: {error}")
     checkpoint, metrics, settings = (
         args.out / name for name in ("checkpoint.keras", "metrics.csv", "settings.json")
     )
@@ -157,16 +178,11 @@ def main() -> None:
         if resumed and (before := json.loads(settings.read_text())) != run:
             sys.exit(f"error: cannot resume {args.out}: it was started with {before}, received {run}")
         args.out.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps(run))
         if not resumed:
             checkpoint.unlink(missing_ok=True)
-        settings.write_text(json.dumps(run))
     except (OSError, ValueError) as error:
         sys.exit(f"error: cannot use --out {args.out}: {error}")
-
-    x_train, y_train, x_test, y_test = load_digits(args.data)
-    if seed_run and len(x_train) == 60_000:
-        x_train, y_train = x_train[:55_000], y_train[:55_000]  # the notebook's training set
-    steps_per_epoch = 1000 if seed_run else len(x_train) // BATCH_SIZE
 
     keras.utils.set_random_seed(args.seed)
     if resumed:
@@ -195,7 +211,7 @@ def main() -> None:
 
     _, accuracy = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
     model.save(args.out / "model.keras")
-    draw(metrics, args.overlay, steps_per_epoch, args.out / "learning_curve.png")
+    draw(metrics, overlay, steps_per_epoch, args.out / "learning_curve.png")
     print(f"test accuracy {accuracy:.4f} ({len(x_test)} digits); results in {args.out}")
 
 

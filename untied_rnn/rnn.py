@@ -182,7 +182,7 @@ class BaseUntiedRNN(keras.Layer):
     def reset_state(self) -> None:
         """Sets the states of a `stateful` layer back to zero."""
         for state in self.states or []:
-            state.assign(ops.zeros_like(state))
+            state.assign(ops.zeros(state.shape, state.dtype))
 
     def reset_states(self) -> None:
         """Alias of `reset_state`, as in Keras."""
