@@ -54,7 +54,7 @@ def _mnist():
 
 def _file(path: str):
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = [archive[key] for key in KEYS]
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         sys.exit(

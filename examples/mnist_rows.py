@@ -13,17 +13,15 @@ import json
 import os
 import pathlib
 import sys
+import warnings
 
 import keras
-import matplotlib
 import numpy as np
 import tensorflow as tf
 from digits import load_digits
+from matplotlib.figure import Figure
 
 from untied_rnn import UntiedSimpleRNN
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (after the choice of a backend without a window)
 
 BATCH_SIZE = 128
 
@@ -46,7 +44,7 @@ def seed_recipe(units: int, training_steps: int) -> keras.Model:
         return keras.initializers.RandomNormal(stddev=1.0)
 
     rows = keras.Input((28, 28))
-    layer = UntiedSimpleRNN(
+    _, state = UntiedSimpleRNN(
         units,
         output_units=10,
         use_bias=False,
@@ -54,9 +52,8 @@ def seed_recipe(units: int, training_steps: int) -> keras.Model:
         recurrent_initializer=normal(),
         output_initializer=normal(),
         return_state=True,
-    )
-    _, state = layer(rows)
-    layer.output_kernel.trainable = False  # the loss does not see the outputs
+    )(rows)
+    warnings.filterwarnings("ignore", "Gradients do not exist for variables")  # those of the outputs
     logits = keras.layers.Dense(10, kernel_initializer=normal(), bias_initializer=normal())(state)
     model = keras.Model(rows, logits)
     optimizer = keras.optimizers.RMSprop(0.001, rho=0.9, epsilon=1e-10)
@@ -111,7 +108,8 @@ def read_csv(path: pathlib.Path) -> np.ndarray:
 def draw(metrics: pathlib.Path, overlay: np.ndarray | None, steps_per_epoch: int, path: pathlib.Path) -> None:
     log = read_csv(metrics)
     steps = (log["epoch"] + 1) * steps_per_epoch
-    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
     for prefix, label in (("", "training"), ("val_", "test")):
         loss.semilogy(steps, log[f"{prefix}loss"], label=label)
         accuracy.plot(steps, log[f"{prefix}accuracy"], label=label)

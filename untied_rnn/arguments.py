@@ -26,7 +26,7 @@ def _optional_positive_integer(name: str, value: Any) -> int | None:
 def _rate(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number between 0 and 1. Received: {name}={value!r}")
-    if not 0 <= value <= 1:
+    if not 0 <= float(value) <= 1:
         raise ValueError(f"`{name}` must be a number between 0 and 1. Received: {name}={value!r}")
     return float(value)
 

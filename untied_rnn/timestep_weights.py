@@ -12,7 +12,6 @@ import keras
 import numpy as np
 from keras import ops
 
-
 # Sums over elements, so that the penalty of the stack is already the sum over its weights.
 _ELEMENTWISE = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 

@@ -1,0 +1,191 @@
+"""The examples as a user runs them: as scripts, in a process of their own."""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+
+from untied_rnn import UntiedSimpleRNN
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+pytestmark = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="the examples are TensorFlow's; once is enough"
+)
+
+
+def run(script, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, EXAMPLES / script, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process):
+    stdout, stderr = process.communicate()
+    return process.returncode, stdout, stderr
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A small file in Keras's layout: images whose bright row is the label."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 640), ("test", 200)):
+        labels = rng.integers(0, 10, count)
+        images = rng.integers(0, 40, (count, 28, 28)).astype("uint8")
+        images[np.arange(count), 2 * labels + 4] += 200
+        arrays |= {f"x_{part}": images, f"y_{part}": labels.astype("uint8")}
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def weights(folder):
+    return keras.saving.load_model(folder / "model.keras").get_weights()
+
+
+@pytest.mark.parametrize("recipe", ["modern", "seed"])
+def test_mnist_rows_writes_what_it_says(digits, tmp_path, recipe):
+    epochs = {"modern": 8, "seed": 1}[recipe]
+    code, stdout, stderr = finish(
+        run("mnist_rows.py", "--data", digits, "--recipe", recipe, "--epochs", epochs, "--out", tmp_path)
+    )
+    assert code == 0, stderr
+    accuracy = float(stdout.split("test accuracy ")[1].split()[0])
+    assert recipe == "seed" or accuracy > 0.9  # 1,000 steps from N(0, 1) are no more than a start
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(model.layers[1], UntiedSimpleRNN)
+    with np.load(digits) as arrays:
+        logits = model.predict(arrays["x_test"].astype("float32") / 255, verbose=0)
+        assert (logits.argmax(axis=-1) == arrays["y_test"]).mean() == pytest.approx(accuracy, abs=1e-4)
+    log = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True)
+    assert np.atleast_1d(log).size == epochs
+    assert (tmp_path / "learning_curve.png").stat().st_size > 5000
+
+
+def test_seed_recipe_is_the_notebook(digits, tmp_path):
+    """Shapes, no biases in the recurrence, N(0, 1) everywhere, and outputs that stay untrained."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import mnist_rows
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    model = mnist_rows.seed_recipe(50, 130_000)
+    assert [(w.name, tuple(w.shape)) for w in model.weights] == [
+        ("kernel", (28, 28, 50)),
+        ("recurrent_kernel", (28, 50, 50)),
+        ("output_kernel", (28, 50, 10)),
+        ("kernel", (50, 10)),
+        ("bias", (10,)),
+    ]
+    for weight in model.weights[:3]:
+        assert np.std(keras.ops.convert_to_numpy(weight)) == pytest.approx(1, abs=0.02)
+    before = model.get_weights()
+    with np.load(digits) as arrays:
+        model.fit(arrays["x_train"] / 255.0, arrays["y_train"], verbose=0)
+    moved = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
+    assert moved == [w.name != "output_kernel" for w in model.weights]
+    settings = model.optimizer.get_config()
+    assert (settings["learning_rate"], settings["rho"], settings["epsilon"]) == (
+        pytest.approx(0.001),
+        0.9,
+        1e-10,
+    )
+
+
+@pytest.mark.parametrize("recipe", ["modern", "seed"])
+def test_killed_run_resumes_to_the_same_weights(digits, tmp_path, recipe):
+    arguments = ["--data", digits, "--recipe", recipe, "--epochs", {"modern": 6, "seed": 3}[recipe]]
+    code, _, stderr = finish(run("mnist_rows.py", *arguments, "--out", tmp_path / "whole"))
+    assert code == 0, stderr
+    process = run("mnist_rows.py", *arguments, "--out", tmp_path / "killed")
+    while not (tmp_path / "killed" / "checkpoint.keras").exists():
+        assert process.poll() is None, process.communicate()
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "killed" / "model.keras").exists()
+    code, stdout, stderr = finish(run("mnist_rows.py", *arguments, "--resume", "--out", tmp_path / "killed"))
+    assert code == 0, stderr
+    assert "Epoch 1/" not in stdout
+    for a, b in zip(weights(tmp_path / "whole"), weights(tmp_path / "killed"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    logs = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "killed")]
+    assert [line.split(",")[0] for line in logs[0]] == [line.split(",")[0] for line in logs[1]]
+
+
+def broken(tmp_path, kind, digits):
+    path = tmp_path / f"{kind}.npz"
+    with np.load(digits) as arrays:
+        arrays = dict(arrays)
+    if kind == "truncated":
+        path.write_bytes(digits.read_bytes()[:-1000])
+    elif kind == "text":
+        path.write_text("no digits")
+    elif kind != "missing":
+        arrays |= {
+            "pickled": {"y_test": np.array([{}] * 200, dtype=object)},
+            "float": {"x_train": arrays["x_train"] / 255},
+            "flat": {"x_train": arrays["x_train"].reshape(640, 784)},
+            "short": {"y_train": arrays["y_train"][:-1]},
+            "labels": {"y_test": arrays["y_test"] + 10},
+        }.get(kind, {})
+        if kind == "keys":
+            del arrays["y_train"]
+        np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "text", "truncated", "pickled", "keys", "float", "flat", "short", "labels"]
+)
+def test_foreign_digits_are_a_one_line_error(digits, tmp_path, kind):
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from digits import load_digits
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    path = broken(tmp_path, kind, digits)
+    with pytest.raises(SystemExit) as raised:
+        load_digits(str(path))
+    message = str(raised.value.code)
+    assert message.startswith("error: ")
+    assert path.name in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "/dev/null/out"], "cannot use --out"),
+        (["--overlay", "no such file"], "cannot read --overlay"),
+        (["--epochs", "0"], "positive integer"),
+        (["--units", "-5"], "positive integer"),
+        (["--data", "no such file.npz"], "is not a digits file"),
+    ],
+)
+def test_wrong_arguments_end_before_training(digits, tmp_path, arguments, message):
+    if "--data" not in arguments:
+        arguments = ["--data", digits, *arguments]
+    if "--out" not in arguments:
+        arguments += ["--out", tmp_path]
+    code, stdout, stderr = finish(run("mnist_rows.py", *arguments))
+    assert code != 0
+    assert message in stderr.splitlines()[-1]
+    assert "Epoch" not in stdout
+    assert "Traceback" not in stderr
+
+
+def test_resume_refuses_another_run(digits, tmp_path):
+    arguments = ["--data", digits, "--out", tmp_path]
+    assert finish(run("mnist_rows.py", *arguments, "--epochs", 1))[0] == 0
+    code, _, stderr = finish(run("mnist_rows.py", *arguments, "--epochs", 2, "--resume"))
+    assert code != 0
+    assert "cannot resume" in stderr.splitlines()[-1]
+    assert (tmp_path / "checkpoint.keras").exists()

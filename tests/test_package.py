@@ -1,0 +1,54 @@
+"""The package as a whole: what is public, documented and shipped."""
+
+import importlib.metadata
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import untied_rnn
+
+ROOT = pathlib.Path(__file__).parent.parent
+LAYERS = [getattr(untied_rnn, name) for name in untied_rnn.__all__]
+
+
+def test_version_has_one_source():
+    assert untied_rnn.__version__ == importlib.metadata.version("untied-rnn")
+    assert (pathlib.Path(untied_rnn.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_docstring_names_every_argument_once(layer):
+    documented = inspect.getdoc(layer).split("Args:\n")[1].split("\n\n")[0]
+    names = re.findall(r"^    (\**\w+): ", documented, flags=re.MULTILINE)
+    signature = inspect.signature(layer).parameters.values()
+    assert names == [f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name for p in signature]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_docstring_has_every_section_and_its_example_runs(layer):
+    text = inspect.getdoc(layer)
+    sections = "Args, Call arguments, Input shape, Output shape, Variables, Masking, Raises, References"
+    for section in sections.split(", "):
+        assert f"\n{section}:\n" in text, section
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(example, {})
+
+
+def test_readme_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+
+
+def test_import_needs_no_tensorflow_beyond_what_keras_imports():
+    """With another backend, the library does not load TensorFlow by itself."""
+    loaded = "'tensorflow' in sys.modules"
+    code = f"import sys, keras; before = {loaded}; import untied_rnn; print(before, {loaded})"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = output.split()
+    assert before == after
