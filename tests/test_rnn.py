@@ -1,5 +1,7 @@
 """The base layer's contract: lengths, masks, states, compilation, and what it refuses."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -252,8 +254,8 @@ def test_new_batch_sizes_are_traced_twice_at_most(x, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])
 def test_fit_is_the_same_however_it_runs(x, options):
-    if BACKEND == "torch" and options.get("jit_compile"):
-        pytest.skip("torch.compile needs a C++ toolchain on the machine")
+    if BACKEND == "torch" and options.get("jit_compile") and not shutil.which("c++"):
+        pytest.skip("torch.compile needs a C++ compiler on the machine")
     results = []
     for settings in ({}, options):
         keras.utils.set_random_seed(3)
@@ -306,6 +308,8 @@ def test_wrong_calls(call, message, x):
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
+        ((B, I), {}, r"\(3, 2\)"),
+        ((B, 0, I), {}, "at least one timestep"),
         ((B, T, None), {}, "last axis"),
         ((B, None, I), {}, "timesteps=None"),
         ((B, T + 1, I), {"timesteps": T}, r"4 timesteps.*sequence of 5"),
@@ -313,8 +317,13 @@ def test_wrong_calls(call, message, x):
     ],
 )
 def test_wrong_builds(shape, options, message):
+    layer = UntiedSimpleRNN(U, **options)
     with pytest.raises(ValueError, match=message):
-        UntiedSimpleRNN(U, **options).build(shape)
+        layer.build(shape)
+    assert not layer.built
+    layer.build((B, T, I))  # a failed attempt leaves nothing behind
+    assert layer.timesteps == T
+    assert len(layer.weights) == 3
 
 
 def test_stateful_layer_refuses_another_batch_size(x):

@@ -263,11 +263,14 @@ def test_constraints_hold_after_training(argument, weights, rng):
 
 
 def test_activity_regularizer_sees_the_output(rng):
-    layer = UntiedSimpleRNN(U, activity_regularizer=keras.regularizers.L1(0.5))
-    (output,) = to_numpy(layer(rng.normal(size=(B, T, I))))
-    assert float(keras.ops.convert_to_numpy(layer.losses[0])) == pytest.approx(
-        0.5 * np.abs(output).sum() / B, rel=1e-5
-    )
+    """Against a Keras layer that passes its input on, since Keras versions differ in the batch mean."""
+    regularizer = keras.regularizers.L1(0.5)
+    layer = UntiedSimpleRNN(U, activity_regularizer=regularizer)
+    passing = keras.layers.Activation("linear", activity_regularizer=regularizer)
+    passing(layer(rng.normal(size=(B, T, I))))
+    received, expected = (float(keras.ops.convert_to_numpy(x.losses[0])) for x in (layer, passing))
+    assert received == pytest.approx(expected, rel=1e-5)
+    assert expected > 0.1
 
 
 def test_dropout_drops_the_same_everywhere_in_time(rng):

@@ -101,38 +101,50 @@ class BaseUntiedRNN(keras.Layer):
         return weight
 
     def build(self, sequences_shape, initial_state_shape=None):
-        batch_size, length, input_dim = sequences_shape
+        batch_size, length, input_dim = self._checked(sequences_shape)
         if input_dim is None:
             raise ValueError(
                 f"{type(self).__name__} needs a defined last axis of its input. "
                 f"Received: input shape {tuple(sequences_shape)}"
             )
-        if self.timesteps is None:
-            if length is None:
-                raise ValueError(
-                    f"{type(self).__name__} has separate weights for every timestep and must know how "
-                    "many. Give `timesteps`, or an input with a defined time axis. "
-                    f"Received: timesteps=None, input shape {tuple(sequences_shape)}"
-                )
-            self.timesteps = length
-        self._check_length(length)
+        if self.timesteps is None and length is None:
+            raise ValueError(
+                f"{type(self).__name__} has separate weights for every timestep and must know how many. "
+                "Give `timesteps`, or an input with a defined time axis. "
+                f"Received: timesteps=None, input shape {tuple(sequences_shape)}"
+            )
+        if self.stateful and batch_size is None:
+            raise ValueError(
+                f"A stateful {type(self).__name__} needs a defined batch size. "
+                "Give `batch_size` or `batch_shape` to `keras.Input`. "
+                f"Received: input shape {tuple(sequences_shape)}"
+            )
+        self.timesteps = self.timesteps or length
         self.input_spec = keras.InputSpec(ndim=3, axes={2: input_dim})
         self.build_weights(input_dim)
         if self.stateful:
             self._create_states(batch_size)
+
+    def _checked(self, shape: Shape) -> Shape:
+        """The shape of an input, if the layer can process it."""
+        if len(shape) != 3 or shape[1] == 0:
+            raise ValueError(
+                f"{type(self).__name__} expected an input of shape (batch, timesteps, input_dim) with at "
+                f"least one timestep. Received: input shape {tuple(shape)}"
+            )
+        length = shape[1]
+        if length is not None and self.timesteps is not None and length > self.timesteps:
+            raise ValueError(
+                f"{type(self).__name__} has weights for {self.timesteps} timesteps, and cannot process "
+                f"a sequence of {length}. Expected a sequence of at most {self.timesteps} timesteps."
+            )
+        return shape
 
     def _check_unroll(self, length: int | None) -> None:
         if self.unroll is True and length is None:
             raise ValueError(
                 f"{type(self).__name__} cannot be unrolled over an undefined number of timesteps. Expected "
                 "an input with a defined time axis. Received: unroll=True, and a time axis of None"
-            )
-
-    def _check_length(self, length: int | None) -> None:
-        if length is not None and self.timesteps is not None and length > self.timesteps:
-            raise ValueError(
-                f"{type(self).__name__} has weights for {self.timesteps} timesteps, and cannot process "
-                f"a sequence of {length}. Expected a sequence of at most {self.timesteps} timesteps."
             )
 
     def _weights_for(self, sequences: Tensor) -> dict[str, Tensor]:
@@ -162,12 +174,7 @@ class BaseUntiedRNN(keras.Layer):
         # without side effects (JAX) must be told of them, a file must not hold them.
         return super().variables + (self.states or [])
 
-    def _create_states(self, batch_size: int | None) -> None:
-        if batch_size is None:
-            raise ValueError(
-                f"A stateful {type(self).__name__} needs a defined batch size. "
-                "Give `batch_size` or `batch_shape` to `keras.Input`. Received: batch size None"
-            )
+    def _create_states(self, batch_size: int) -> None:
         self._carried.states = [
             keras.Variable(
                 ops.zeros((batch_size, size)), trainable=False, dtype=self.variable_dtype, name="rnn_state"
@@ -208,8 +215,8 @@ class BaseUntiedRNN(keras.Layer):
     # The call.
 
     def call(self, sequences, initial_state=None, mask=None, training=False, sequences_mask=None):
-        self._check_length(sequences.shape[1])
-        self._check_unroll(sequences.shape[1])
+        _, length, _ = self._checked(sequences.shape)
+        self._check_unroll(length)
         # Keras hands the mask of the inputs on as `mask` only if they are the only tensors. Beside an
         # initial state it comes under this name, or padding would be read as data.
         mask = sequences_mask if mask is None else mask
@@ -256,8 +263,7 @@ class BaseUntiedRNN(keras.Layer):
     # Shapes, masks, configuration.
 
     def compute_output_shape(self, sequences_shape, initial_state_shape=None):
-        batch_size, length, _ = sequences_shape
-        self._check_length(length)
+        batch_size, length, _ = self._checked(sequences_shape)
         self._check_unroll(length)
         output = (
             (batch_size, length, self.output_size)

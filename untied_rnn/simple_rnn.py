@@ -183,14 +183,14 @@ class UntiedSimpleRNN(BaseUntiedRNN):
             self.output_bias = add("output_bias", (self.output_units,), "bias") if self.use_bias else None
 
     def noise(self, sequences, states, training):
-        def mask(like, rate):
+        def keep(like, rate):
             return keras.random.dropout(ops.ones_like(like), rate, seed=self.seed_generator)
 
         noise = {}
         if training and self.dropout:
-            noise["inputs"] = mask(sequences[:, 0], self.dropout)
+            noise["inputs"] = keep(sequences[:, 0], self.dropout)
         if training and self.recurrent_dropout:
-            noise["state"] = mask(states[0], self.recurrent_dropout)
+            noise["state"] = keep(states[0], self.recurrent_dropout)
         return noise
 
     def recurrence(self, inputs, states, mask, weights, noise):
