@@ -44,6 +44,29 @@ def test_undefined_time_axis_runs_any_length_up_to_timesteps(x):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has axes defined at run time")
 @pytest.mark.parametrize("jit_compile", [False, True])
+def test_shapes_known_only_at_run_time_change_nothing(x, rng, jit_compile):
+    """With a mask, dropout in time and outputs: all that a length could be missing for."""
+    import tensorflow as tf
+
+    mask = rng.random((B, T)) < 0.6
+    layers = [
+        UntiedSimpleRNN(U, T, output_units=2, recurrent_dropout=0.4, seed=1, return_sequences=True)
+        for _ in range(2)
+    ]
+    for layer in layers:
+        layer.build((None, None, I))
+        layer.set_weights(layers[0].get_weights())
+    function = tf.function(
+        lambda x, mask: layers[1](x, mask=mask, training=True),
+        input_signature=[tf.TensorSpec((None, None, I)), tf.TensorSpec((None, None), "bool")],
+        jit_compile=jit_compile,
+    )
+    expected = layers[0](x[:, :3], mask=mask[:, :3], training=True)
+    close(function(x[:, :3], mask[:, :3]), to_numpy(expected)[0])
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has axes defined at run time")
+@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("timesteps", [1, T])
 def test_too_long_at_run_time_is_an_error_not_a_broadcast(x, timesteps, jit_compile):
     import tensorflow as tf

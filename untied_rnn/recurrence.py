@@ -62,9 +62,8 @@ def simple_recurrence(
     Returns:
         `(timesteps, batch, units)` with `return_sequences`, else `(batch, units)`.
     """
-    timesteps = ops.shape(recurrent_kernel)[0]
-    # Along time as well, so that it reaches the steps as all else does, and not captured by them.
-    dropout = None if state_dropout is None else ops.repeat(state_dropout[None], timesteps, axis=0)
+    # Along time as well, so that it reaches the steps as all else does and is not captured by them.
+    dropout = None if state_dropout is None else ops.ones_like(projections) * state_dropout
 
     def dropped(state, dropout):
         return state if dropout is None else state * dropout
