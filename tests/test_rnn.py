@@ -278,6 +278,13 @@ def test_new_batch_sizes_are_traced_twice_at_most(x, monkeypatch):
     assert len(traces) == 2
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
+def test_many_layers_are_no_frequent_tracing(x, caplog):
+    for _ in range(8):
+        UntiedSimpleRNN(U)(x)
+    assert "retracing" not in caplog.text
+
+
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])
 def test_fit_is_the_same_however_it_runs(x, options):
     if BACKEND == "torch" and options.get("jit_compile") and not shutil.which("c++"):

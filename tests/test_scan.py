@@ -48,6 +48,29 @@ def test_scan_equals_the_numpy_loop(unroll, reverse, timesteps, masked, rng):
         np.testing.assert_allclose(ops.convert_to_numpy(received), wanted, **EXACT)
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="torch has no loop")
+@pytest.mark.parametrize("unroll", [False, 2, 3, True])
+def test_unroll_is_the_number_of_steps_per_iteration(unroll):
+    """Seen in what is traced: the steps of one iteration, and one more to catch up with the rest."""
+    carry, p = [ops.zeros(3)] * 2, ops.zeros((8, 3))
+    steps = []
+
+    def counted(carry, x):
+        steps.append(1)
+        return step(carry, x)
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.function(lambda: scan(counted, carry, [p, p, None], unroll=unroll)).get_concrete_function()
+        assert len(steps) == {False: 1, 2: 3, 3: 4, True: 8}[unroll]
+    else:
+        import jax
+
+        text = str(jax.make_jaxpr(lambda p: scan(step, carry, [p, p, None], unroll=unroll))(p))
+        assert (f"unroll={int(unroll) or 1}" in text) == (unroll is not True)
+
+
 def scalar(flat, keep, unroll):
     """A scalar of everything that `scan` returns, as a function of everything that it takes."""
     carry = [flat[:3], flat[3:6]]

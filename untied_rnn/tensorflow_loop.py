@@ -39,8 +39,7 @@ def while_scan(
     @tf.custom_gradient
     def record(*tensors):
         """The loop, returning also the carry that each step began with."""
-        tensors = _local(tensors)
-        arguments = (recording_step, tensors[:states], tensors[states:])
+        arguments = (recording_step, list(tensors[:states]), list(tensors[states:]))
         last, recorded = _loop(*arguments, recorded_specs, reverse, steps_per_iteration)
 
         def gradient(*upstream):  # only asked for by the gradient of a gradient
@@ -53,7 +52,8 @@ def while_scan(
 
     @tf.custom_gradient
     def run(*tensors):
-        tensors = _local(tensors)
+        # Copies, for a gradient of a gradient must find these in the graph that the loop stands in.
+        tensors = [tf.identity(tensor) for tensor in tensors]
         results = record(*tensors)
         outputs, carries = results[: states + len(y_specs)], results[states + len(y_specs) :]
         sequences = tensors[states:]
@@ -86,11 +86,6 @@ def while_scan(
 
 def _specs(tensors: Tensors) -> list[tf.TensorSpec]:
     return [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
-
-
-def _local(tensors: Tensors) -> Tensors:
-    """Copies, for a gradient of a gradient must find these in the graph that the loop stands in."""
-    return [tf.identity(tensor) for tensor in tensors]
 
 
 def _smooth(tensors: Tensors) -> Tensors:
