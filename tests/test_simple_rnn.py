@@ -9,25 +9,11 @@ import numpy as np
 import pytest
 import reference
 from autodiff import names, outputs_and_gradients, to_numpy
+from cases import B, I, O, T, U, case_name, random_mask, randomised
 from check_layer import check_layer
 from conftest import BACKEND, DTYPE, EXACT
 
 from untied_rnn import UntiedSimpleRNN
-
-B, T, I, U, O = 3, 4, 2, 3, 2  # noqa: E741 (the letters of the formulas)
-
-
-def randomised(layer, rng):
-    """Gives a built layer random weights of about unit gain, biases included."""
-    layer.set_weights([rng.normal(size=w.shape) / np.sqrt(w.shape[-1]) for w in layer.weights])
-    return layer
-
-
-def random_mask(rng):
-    """Rows: first step masked, last step masked, all masked."""
-    mask = rng.random((B, T)) < 0.6
-    mask[0, 0], mask[0, 1], mask[1, 0], mask[1, -1], mask[2] = False, True, True, False, False
-    return mask
 
 
 @pytest.mark.parametrize("output_units", [None, O])
@@ -64,10 +50,6 @@ if BACKEND == "torch":  # there every form is the unrolled one
 CASES = [{**case, "jit_compile": False} for case in CASES]
 if BACKEND == "tensorflow":  # a compilation takes a second: a sample in which all values occur
     CASES += [{**case, "jit_compile": True} for case in random.Random(0).sample(CASES, 16)]
-
-
-def case_name(case):
-    return "-".join(f"{name}={value}" for name, value in case.items() if value not in (False, None, "none"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_name)
@@ -311,87 +293,6 @@ def test_recurrent_dropout_has_the_right_gradient(rng):
     _, gradients = outputs_and_gradients(layer, x, [cotangent], training=True)
     for name, slope in reference.gradients(loss, arrays).items():
         np.testing.assert_allclose(gradients[name], slope, **EXACT, err_msg=name)
-
-
-TIED_OPTIONS = [
-    {},
-    {"return_sequences": True, "return_state": True},
-    {"go_backwards": True, "return_sequences": True},
-    {"zero_output_for_mask": True, "return_sequences": True},
-    {"use_bias": False, "activation": "relu"},
-    {"dropout": 0.3, "recurrent_dropout": 0.4, "seed": 3},
-    {"unroll": True, "activation": "softsign"},
-]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("options", TIED_OPTIONS, ids=case_name)
-def test_from_tied_equals_the_tied_layer(options, masked, rng):
-    tied = keras.layers.SimpleRNN(U, dtype=DTYPE, **options)
-    tied.build((B, T, I))
-    randomised(tied, rng)
-    untied = UntiedSimpleRNN.from_tied(tied, T)
-    x = rng.normal(size=(B, T, I))
-    mask = random_mask(rng) if masked else None
-    for training in (True, False):  # in this order: Keras draws dropout masks at inference as well
-        expected = to_numpy(tied(x, mask=mask, training=training))
-        for received, wanted in zip(to_numpy(untied(x, mask=mask, training=training)), expected, strict=True):
-            np.testing.assert_allclose(received, wanted, **EXACT)
-
-
-def test_from_tied_gradient_is_the_tied_one_spread_over_time(rng):
-    tied = keras.layers.SimpleRNN(U, dtype=DTYPE)
-    tied.build((B, T, I))
-    randomised(tied, rng)
-    x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, U))
-    _, tied_gradients = outputs_and_gradients(tied, x, [cotangent])
-    _, gradients = outputs_and_gradients(UntiedSimpleRNN.from_tied(tied, T), x, [cotangent])
-    for name in ("kernel", "recurrent_kernel", "bias"):
-        np.testing.assert_allclose(gradients[name].sum(axis=0), tied_gradients[name], **EXACT)
-
-
-def test_from_tied_inside_bidirectional(rng):
-    x, mask = rng.normal(size=(B, T, I)), random_mask(rng)
-    tied = keras.layers.Bidirectional(
-        keras.layers.SimpleRNN(U, return_sequences=True, dtype=DTYPE), dtype=DTYPE
-    )
-    tied.build((B, T, I))
-    untied = keras.layers.Bidirectional(
-        UntiedSimpleRNN.from_tied(tied.forward_layer, T),
-        backward_layer=UntiedSimpleRNN.from_tied(tied.backward_layer, T),
-        dtype=DTYPE,
-    )
-    untied.build((B, T, I))  # Keras rebuilds the forward layer from its configuration
-    untied.forward_layer.set_weights(
-        [np.repeat(w[None], T, axis=0) for w in tied.forward_layer.get_weights()]
-    )
-    (expected,), (received,) = to_numpy(tied(x, mask=mask)), to_numpy(untied(x, mask=mask))
-    np.testing.assert_allclose(received, expected, **EXACT)
-
-
-def test_from_tied_keeps_a_stateful_layer_going(rng):
-    tied = keras.layers.SimpleRNN(U, stateful=True, dtype=DTYPE)
-    tied.build((B, T, I))
-    first, second = rng.normal(size=(2, B, T, I))
-    tied(first)
-    untied = UntiedSimpleRNN.from_tied(tied, T)
-    np.testing.assert_allclose(to_numpy(untied(second)), to_numpy(tied(second)), **EXACT)
-
-
-def test_from_tied_keeps_configuration_but_no_name():
-    tied = keras.layers.SimpleRNN(U, seed=5, activation="relu", dtype="mixed_bfloat16", name="tied")
-    tied.build((None, T, I))
-    untied = UntiedSimpleRNN.from_tied(tied, 9)
-    assert (untied.seed, untied.timesteps, untied.compute_dtype) == (5, 9, "bfloat16")
-    assert untied.activation is keras.activations.relu
-    assert untied.name != "tied"
-
-
-def test_from_tied_refuses_other_layers():
-    with pytest.raises(ValueError, match="built"):
-        UntiedSimpleRNN.from_tied(keras.layers.SimpleRNN(U), T)
-    with pytest.raises(TypeError, match=r"SimpleRNN.*GRU"):
-        UntiedSimpleRNN.from_tied(keras.layers.GRU(U), T)
 
 
 def test_notebook_model(rng):
