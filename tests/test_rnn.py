@@ -5,10 +5,10 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from autodiff import to_numpy
+from autodiff import outputs_and_gradients, to_numpy
 from conftest import BACKEND
 
-from untied_rnn import UntiedSimpleRNN
+from untied_rnn import UntiedSimpleRNN, recurrence
 from untied_rnn.rnn import BaseUntiedRNN
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
@@ -230,17 +230,35 @@ def test_states_are_no_weights():
 # Compilation.
 
 
+@pytest.mark.parametrize("unroll", [False, True, 2])
+def test_unroll_reaches_every_loop(x, unroll, monkeypatch):
+    received = []
+    scan = recurrence.scan
+    monkeypatch.setattr(
+        recurrence, "scan", lambda *args, **kwargs: received.append(kwargs["unroll"]) or scan(*args, **kwargs)
+    )
+    layer = UntiedSimpleRNN(U, unroll=unroll)
+    layer.build(x.shape)
+    outputs_and_gradients(layer, x, [np.ones((B, U))], mask=np.ones((B, T), bool))
+    assert len(received) >= 2  # the states, the held outputs, and what gradients there are
+    assert set(received) == {unroll}
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_jit_compile_decides_whether_xla_runs(x, jit_compile):
+@pytest.mark.parametrize(
+    ("jit_compile", "gpus", "xla"),
+    [(False, [], False), (True, [], True), ("auto", [], False), ("auto", ["GPU:0"], True)],
+)
+def test_jit_compile_decides_whether_xla_runs(x, jit_compile, gpus, xla, monkeypatch):
     """Seen in the graph itself: a function that XLA must compile, or none."""
     import tensorflow as tf
 
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: {"GPU": gpus}[kind])
     layer = UntiedSimpleRNN(U, jit_compile=jit_compile)
     layer(x)
     graph = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec((B, T, I))).graph
     marked = [f.signature.name for f in graph.as_graph_def().library.function if f.attr["_XlaMustCompile"].b]
-    assert bool(marked) == jit_compile
+    assert bool(marked) == xla
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
