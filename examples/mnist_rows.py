@@ -40,7 +40,7 @@ def modern_recipe(units: int, training_steps: int) -> keras.Model:
 def seed_recipe(units: int, training_steps: int) -> keras.Model:
     """The TensorFlow 1 notebook: all weights from N(0, 1), outputs V_t computed but untrained."""
 
-    def normal():
+    def normal() -> keras.initializers.Initializer:
         return keras.initializers.RandomNormal(stddev=1.0)
 
     rows = keras.Input((28, 28))
@@ -77,7 +77,7 @@ def batches(x: np.ndarray, y: np.ndarray, seed: int, first_step: int) -> tf.data
     """
     first_pass, offset = divmod(first_step * BATCH_SIZE, len(x))
 
-    def shuffled(index):
+    def shuffled(index: tf.Tensor) -> tf.Tensor:
         order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), (seed, index))
         return order[tf.where(index == first_pass, offset, 0) :]
 
@@ -95,7 +95,7 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self.path = path
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         unfinished = self.path.with_name(f"unfinished_{self.path.name}")
         self.model.save(unfinished)
         os.replace(unfinished, self.path)

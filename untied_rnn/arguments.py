@@ -70,6 +70,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "jit_compile": _jit_compile,
 }
 
+# What an argument for a Keras object may be: its name, its configuration or itself.
+KerasObject = str | dict[str, Any] | Callable[..., Any]
+
 # Arguments whose name ends in one of these are Keras objects, given as object, name or config.
 _KERAS_MODULES = {
     "activation": keras.activations,

@@ -4,6 +4,7 @@ Only `h_{t-1} U_t` and the activation are sequential. Everything else, forward a
 batched matrix product over all timesteps.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from keras import ops
 from untied_rnn.scan import scan
 
 Tensor = Any
+Tensors = list[Any]
 
 # f'(a) as a function of h = f(a): all that the hand-written gradient needs to know about f.
 _SLOPES = {
@@ -41,7 +43,7 @@ def simple_recurrence(
     projections: Tensor,
     recurrent_kernel: Tensor,
     initial_state: Tensor,
-    activation,
+    activation: Callable[[Tensor], Tensor],
     mask: Tensor | None = None,
     state_dropout: Tensor | None = None,
     return_sequences: bool = True,
@@ -65,11 +67,13 @@ def simple_recurrence(
     # Along time as well, so that it reaches the steps as all else does and is not captured by them.
     dropout = None if state_dropout is None else ops.ones_like(projections) * state_dropout
 
-    def dropped(state, dropout):
+    def dropped(state: Tensor, dropout: Tensor | None) -> Tensor:
         return state if dropout is None else state * dropout
 
-    def forward(projections, recurrent_kernel, initial_state):
-        def step(carry, x):
+    def forward(
+        projections: Tensor, recurrent_kernel: Tensor, initial_state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        def step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
             (previous,), (projection, kernel, keep, drop) = carry, x
             state = activation(projection + ops.matmul(dropped(previous, drop), kernel))
             state = state if keep is None else ops.where(keep, state, previous)
@@ -80,10 +84,13 @@ def simple_recurrence(
         )
         return last, states
 
-    def backward(states, recurrent_kernel, initial_state, upstream):
+    def backward(
+        states: Tensor, recurrent_kernel: Tensor, initial_state: Tensor, upstream: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of everything from `delta_t = dL/da_t`, the only thing found step by step."""
+        slope = _SLOPES[activation]
 
-        def step(carry, x):
+        def step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
             (gradient,), (state, kernel, keep, drop, arriving) = carry, x
             gradient = gradient if arriving is None else gradient + arriving
             delta = gradient * slope(state)
@@ -101,18 +108,19 @@ def simple_recurrence(
         return deltas, d_recurrent_kernel, d_initial_state
 
     @ops.custom_gradient
-    def with_batched_gradient(projections, recurrent_kernel, initial_state):
+    def with_batched_gradient(
+        projections: Tensor, recurrent_kernel: Tensor, initial_state: Tensor
+    ) -> tuple[Tensor, Callable]:
         last, states = forward(projections, recurrent_kernel, initial_state)
 
-        def gradient(upstream):
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return backward(states, recurrent_kernel, initial_state, upstream)
 
         return (states if return_sequences else last), gradient
 
-    slope = _SLOPES.get(activation)
     # torch differentiates its own unrolled loop: what a custom gradient captures there is cut off from
     # the graph, so second-order gradients would be wrong without a word.
-    if slope is not None and keras.backend.backend() != "torch":
+    if activation in _SLOPES and keras.backend.backend() != "torch":
         return with_batched_gradient(projections, recurrent_kernel, initial_state)
     last, states = forward(projections, recurrent_kernel, initial_state)
     return states if return_sequences else last
@@ -127,7 +135,7 @@ def hold(outputs: Tensor, mask: Tensor, unroll: bool | int = False) -> Tensor:
         unroll: See `untied_rnn.scan.scan`.
     """
 
-    def step(carry, x):
+    def step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
         output = ops.where(x[1], x[0], carry[0])
         return [output], [output]
 

@@ -1,5 +1,6 @@
 """The base layer: Keras's contract for recurrent layers, written once for the whole family."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,18 +36,19 @@ class BaseUntiedRNN(keras.Layer):
 
     state_size: list[int]
     output_size: int
+    timesteps: int  # `None` until the layer is built, where it is not given
 
     def __init__(
         self,
-        timesteps,
-        return_sequences,
-        return_state,
-        go_backwards,
-        stateful,
-        unroll,
-        zero_output_for_mask,
-        jit_compile,
-        **kwargs,
+        timesteps: int | None,
+        return_sequences: bool,
+        return_state: bool,
+        go_backwards: bool,
+        stateful: bool,
+        unroll: bool | int,
+        zero_output_for_mask: bool,
+        jit_compile: bool | str,
+        **kwargs: Any,
     ):
         received = dict(locals())
         super().__init__(**kwargs)
@@ -94,13 +96,20 @@ class BaseUntiedRNN(keras.Layer):
 
     # Weights.
 
-    def add_timestep_weight(self, name, shape, initializer, regularizer=None, constraint=None):
+    def add_timestep_weight(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        initializer: Callable[..., Tensor],
+        regularizer: Callable[[Tensor], Tensor] | None = None,
+        constraint: Callable[[Tensor], Tensor] | None = None,
+    ) -> keras.Variable:
         """Adds the variable `name`: one weight of shape `shape` for every timestep, stacked."""
         weight = add_timestep_weight(self, name, self.timesteps, shape, initializer, regularizer, constraint)
         self._weight_names.append(name)
         return weight
 
-    def build(self, sequences_shape, initial_state_shape=None):
+    def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
         batch_size, length, input_dim = self._checked(sequences_shape)
         if input_dim is None:
             raise ValueError(
@@ -119,10 +128,11 @@ class BaseUntiedRNN(keras.Layer):
                 "Give `batch_size` or `batch_shape` to `keras.Input`. "
                 f"Received: input shape {tuple(sequences_shape)}"
             )
-        self.timesteps = self.timesteps or length
+        if self.timesteps is None and length is not None:
+            self.timesteps = length
         self.input_spec = keras.InputSpec(ndim=3, axes={2: input_dim})
         self.build_weights(input_dim)
-        if self.stateful:
+        if self.stateful and batch_size is not None:
             self._create_states(batch_size)
 
     def _checked(self, shape: Shape) -> Shape:
@@ -164,12 +174,12 @@ class BaseUntiedRNN(keras.Layer):
     # States.
 
     @property
-    def states(self) -> list[Any] | None:
+    def states(self) -> list[keras.Variable] | None:
         """The variables that carry the states of a `stateful` layer from one batch to the next."""
         return self._carried.states
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         # Part of `variables` but not of `weights`, like Keras's random seeds: a backend that trains
         # without side effects (JAX) must be told of them, a file must not hold them.
         return super().variables + (self.states or [])
@@ -182,7 +192,7 @@ class BaseUntiedRNN(keras.Layer):
             for size in self.state_size
         ]
 
-    def get_initial_state(self, batch_size) -> list[Tensor]:
+    def get_initial_state(self, batch_size: Any) -> list[Tensor]:
         """Zeros for every state, `(batch_size, state_size)`."""
         return [ops.zeros((batch_size, size), dtype=self.compute_dtype) for size in self.state_size]
 
@@ -214,7 +224,14 @@ class BaseUntiedRNN(keras.Layer):
 
     # The call.
 
-    def call(self, sequences, initial_state=None, mask=None, training=False, sequences_mask=None):
+    def call(
+        self,
+        sequences: Tensor,
+        initial_state: Tensor | list[Tensor] | None = None,
+        mask: Tensor | None = None,
+        training: bool = False,
+        sequences_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
         _, length, _ = self._checked(sequences.shape)
         self._check_unroll(length)
         # Keras hands the mask of the inputs on as `mask` only if they are the only tensors. Beside an
@@ -248,7 +265,15 @@ class BaseUntiedRNN(keras.Layer):
             )
         return ops.transpose(ops.cast(mask, "bool"), (1, 0, 2))
 
-    def _sequence(self, sequences, states, mask, weights, noise, options):
+    def _sequence(
+        self,
+        sequences: Tensor,
+        states: list[Tensor],
+        mask: Tensor | None,
+        weights: dict[str, Tensor],
+        noise: dict[str, Tensor],
+        options: tuple[bool, bool, bool, bool | int],
+    ) -> tuple[Tensor, list[Tensor]]:
         """The layer as a pure function: batch-major in and out, all of the mathematics in between."""
         return_sequences, go_backwards, zero_output_for_mask, unroll = options
         inputs = ops.transpose(sequences, (1, 0, 2))
@@ -262,7 +287,7 @@ class BaseUntiedRNN(keras.Layer):
 
     # Shapes, masks, configuration.
 
-    def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+    def compute_output_shape(self, sequences_shape: Shape, initial_state_shape: Any = None) -> tuple:
         batch_size, length, _ = self._checked(sequences_shape)
         self._check_unroll(length)
         output = (
@@ -272,7 +297,7 @@ class BaseUntiedRNN(keras.Layer):
         )
         return (output, *((batch_size, size) for size in self.state_size)) if self.return_state else output
 
-    def compute_mask(self, inputs, mask=None):
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         mask = mask[0] if isinstance(mask, (list, tuple)) else mask
         mask = mask if self.return_sequences else None
         return [mask] + [None] * len(self.state_size) if self.return_state else mask

@@ -34,7 +34,7 @@ def scan(
     """
     present = [x is not None for x in xs]
 
-    def full_step(carry, xs):
+    def full_step(carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
         remaining = iter(xs)
         return step(carry, [next(remaining) if is_present else None for is_present in present])
 

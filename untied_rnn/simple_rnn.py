@@ -1,11 +1,14 @@
 """`UntiedSimpleRNN`: its weights and its step."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from untied_rnn import arguments
+from untied_rnn.arguments import KerasObject
 from untied_rnn.recurrence import affine, simple_recurrence
-from untied_rnn.rnn import BaseUntiedRNN
+from untied_rnn.rnn import BaseUntiedRNN, Tensor
 
 
 @keras.saving.register_keras_serializable(package="untied_rnn")
@@ -117,36 +120,36 @@ class UntiedSimpleRNN(BaseUntiedRNN):
 
     def __init__(
         self,
-        units,
-        timesteps=None,
-        activation="tanh",
-        use_bias=True,
-        output_units=None,
-        output_activation=None,
-        kernel_initializer="glorot_uniform",
-        recurrent_initializer="orthogonal",
-        bias_initializer="zeros",
-        output_initializer="glorot_uniform",
-        kernel_regularizer=None,
-        recurrent_regularizer=None,
-        bias_regularizer=None,
-        output_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        recurrent_constraint=None,
-        bias_constraint=None,
-        output_constraint=None,
-        dropout=0.0,
-        recurrent_dropout=0.0,
-        seed=None,
-        return_sequences=False,
-        return_state=False,
-        go_backwards=False,
-        stateful=False,
-        unroll=False,
-        zero_output_for_mask=False,
-        jit_compile="auto",
-        **kwargs,
+        units: int,
+        timesteps: int | None = None,
+        activation: KerasObject | None = "tanh",
+        use_bias: bool = True,
+        output_units: int | None = None,
+        output_activation: KerasObject | None = None,
+        kernel_initializer: KerasObject = "glorot_uniform",
+        recurrent_initializer: KerasObject = "orthogonal",
+        bias_initializer: KerasObject = "zeros",
+        output_initializer: KerasObject = "glorot_uniform",
+        kernel_regularizer: KerasObject | None = None,
+        recurrent_regularizer: KerasObject | None = None,
+        bias_regularizer: KerasObject | None = None,
+        output_regularizer: KerasObject | None = None,
+        activity_regularizer: KerasObject | None = None,
+        kernel_constraint: KerasObject | None = None,
+        recurrent_constraint: KerasObject | None = None,
+        bias_constraint: KerasObject | None = None,
+        output_constraint: KerasObject | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool | int = False,
+        zero_output_for_mask: bool = False,
+        jit_compile: bool | str = "auto",
+        **kwargs: Any,
     ):
         received = dict(locals())
         super().__init__(
@@ -165,11 +168,11 @@ class UntiedSimpleRNN(BaseUntiedRNN):
         self.output_size = self.output_units or self.units
         self.seed_generator = keras.random.SeedGenerator(self.seed)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **arguments.config(self, UntiedSimpleRNN.__init__)}
 
-    def build_weights(self, input_dim):
-        def add(name, shape, role):
+    def build_weights(self, input_dim: int) -> None:
+        def add(name: str, shape: tuple[int, ...], role: str) -> keras.Variable:
             options = (
                 getattr(self, f"{role}_{kind}") for kind in ("initializer", "regularizer", "constraint")
             )
@@ -182,8 +185,8 @@ class UntiedSimpleRNN(BaseUntiedRNN):
             self.output_kernel = add("output_kernel", (self.units, self.output_units), "output")
             self.output_bias = add("output_bias", (self.output_units,), "bias") if self.use_bias else None
 
-    def noise(self, sequences, states, training):
-        def keep(like, rate):
+    def noise(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Tensor]:
+        def keep(like: Tensor, rate: float) -> Tensor:
             return keras.random.dropout(ops.ones_like(like), rate, seed=self.seed_generator)
 
         noise = {}
@@ -193,7 +196,14 @@ class UntiedSimpleRNN(BaseUntiedRNN):
             noise["state"] = keep(states[0], self.recurrent_dropout)
         return noise
 
-    def recurrence(self, inputs, states, mask, weights, noise):
+    def recurrence(
+        self,
+        inputs: Tensor,
+        states: list[Tensor],
+        mask: Tensor | None,
+        weights: dict[str, Tensor],
+        noise: dict[str, Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
         if "inputs" in noise:
             inputs = inputs * noise["inputs"]
         # Masked outputs repeat earlier ones, so that all are needed to know the last.

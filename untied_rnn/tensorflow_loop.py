@@ -12,10 +12,11 @@ from typing import Any
 import tensorflow as tf
 
 Tensors = list[Any]
+Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
 
 def while_scan(
-    step: Callable,
+    step: Step,
     carry: Tensors,
     xs: Tensors,
     y_specs: list[tf.TensorSpec],
@@ -32,33 +33,34 @@ def while_scan(
     states = len(carry)
     recorded_specs = [*y_specs, *_specs(carry)]
 
-    def recording_step(before, x):
+    def recording_step(before: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
         after, y = step(before, x)
         return after, [*y, *before]
 
     @tf.custom_gradient
-    def record(*tensors):
+    def record(*arguments: Any) -> tuple[Tensors, Callable]:
         """The loop, returning also the carry that each step began with."""
-        arguments = (recording_step, list(tensors[:states]), list(tensors[states:]))
-        last, recorded = _loop(*arguments, recorded_specs, reverse, steps_per_iteration)
+        tensors = list(arguments)
+        problem = (recording_step, tensors[:states], tensors[states:], recorded_specs)
+        last, recorded = _loop(*problem, reverse, steps_per_iteration)
 
-        def gradient(*upstream):  # only asked for by the gradient of a gradient
+        def gradient(*upstream: Any) -> Tensors:  # only asked for by the gradient of a gradient
             with tf.GradientTape() as tape:
                 tape.watch(_smooth(tensors))
-                last, recorded = while_scan(*arguments, recorded_specs, reverse, steps_per_iteration)
+                last, recorded = while_scan(*problem, reverse, steps_per_iteration)
             return _gradients(tape, [*last, *recorded], tensors, upstream)
 
         return [*last, *recorded], gradient
 
     @tf.custom_gradient
-    def run(*tensors):
+    def run(*arguments: Any) -> tuple[Tensors, Callable]:
         # Copies, for a gradient of a gradient must find these in the graph that the loop stands in.
-        tensors = [tf.identity(tensor) for tensor in tensors]
+        tensors = [tf.identity(tensor) for tensor in arguments]
         results = record(*tensors)
         outputs, carries = results[: states + len(y_specs)], results[states + len(y_specs) :]
         sequences = tensors[states:]
 
-        def backward_step(d_after, x):
+        def backward_step(d_after: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
             before, x, d_y = x[:states], x[states : states + len(xs)], x[states + len(xs) :]
             with tf.GradientTape() as tape:
                 tape.watch(_smooth([*before, *x]))
@@ -66,7 +68,7 @@ def while_scan(
             gradients = _gradients(tape, [*after, *y], [*before, *x], [*d_after, *d_y])
             return gradients[:states], _smooth(gradients[states:])
 
-        def gradient(*upstream):
+        def gradient(*upstream: Any) -> Tensors:
             d_first, d_smooth = while_scan(
                 backward_step,
                 list(upstream[:states]),
@@ -93,31 +95,38 @@ def _smooth(tensors: Tensors) -> Tensors:
     return [tensor for tensor in tensors if tensor is not None and tensor.dtype.is_floating]
 
 
-def _gradients(tape: tf.GradientTape, targets: Tensors, sources: Tensors, upstream: Tensors) -> Tensors:
+def _gradients(tape: tf.GradientTape, targets: Tensors, sources: Tensors, upstream: Any) -> Tensors:
     """Gradients to `sources`, `None` for those that are not smooth."""
     found = iter(tape.gradient(targets, _smooth(sources), upstream, tf.UnconnectedGradients.ZERO))
     return [next(found) if source.dtype.is_floating else None for source in sources]
 
 
-def _loop(step, carry, xs, y_specs, reverse, steps_per_iteration):
+def _loop(
+    step: Step,
+    carry: Tensors,
+    xs: Tensors,
+    y_specs: list[tf.TensorSpec],
+    reverse: bool,
+    steps_per_iteration: int,
+) -> tuple[Tensors, Tensors]:
     timesteps = tf.shape(xs[0])[0] if xs[0].shape[0] is None else xs[0].shape[0]
     inputs = [tf.TensorArray(x.dtype, timesteps, element_shape=x.shape[1:]).unstack(x) for x in xs]
     outputs = [tf.TensorArray(spec.dtype, timesteps, element_shape=spec.shape) for spec in y_specs]
     carry_specs = _specs(carry)
 
-    def single(i, carry, outputs):
+    def single(i: Any, carry: Tensors, outputs: Tensors) -> tuple[Any, Tensors, Tensors]:
         t = timesteps - 1 - i if reverse else i
         carry, y = step(carry, [x.read(t) for x in inputs])
         for value, spec in zip(carry, carry_specs, strict=True):
             value.set_shape(spec.shape)  # a loop's variables must not change in what is known of them
         return i + 1, carry, [out.write(t, value) for out, value in zip(outputs, y, strict=True)]
 
-    def several(*loop_vars):
+    def several(*loop_vars: Any) -> tuple:
         for _ in range(steps_per_iteration):
             loop_vars = single(*loop_vars)
         return loop_vars
 
-    def loop(body, loop_vars, last, iterations):
+    def loop(body: Callable, loop_vars: tuple, last: Any, iterations: Any) -> tuple:
         # XLA sizes buffers by the bound on the iterations.
         return tf.while_loop(
             lambda i, *_: i < last, body, loop_vars, maximum_iterations=iterations, parallel_iterations=1

@@ -6,11 +6,14 @@ stack they would take time for a receptive field (Glorot), flatten it (orthogona
 (`MaxNorm`) or refuse its rank.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+Tensor = Any
 
 # Sums over elements, so that the penalty of the stack is already the sum over its weights.
 _ELEMENTWISE = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
@@ -26,21 +29,22 @@ class TimestepInitializer(keras.initializers.Initializer):
         initializer: Callable `(shape, dtype)` for the weight of one timestep.
     """
 
-    def __init__(self, initializer):
+    def __init__(self, initializer: Callable[..., Tensor]):
         self.initializer = initializer
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
         timesteps, *weight_shape = shape
         return ops.stack([draw(tuple(weight_shape), dtype=dtype) for draw in self._per_timestep(timesteps)])
 
-    def _per_timestep(self, timesteps: int) -> list[Any]:
+    def _per_timestep(self, timesteps: int) -> list[Callable[..., Tensor]]:
         seed = getattr(self.initializer, "seed", None)
         if not isinstance(seed, int):  # not random, or a `SeedGenerator` that moves on by itself
             return [self.initializer] * timesteps
         # Hashed, not counted up: else layers with seeds 0 and 1 would share all but one weight.
         seeds = np.random.SeedSequence(seed % 2**64).generate_state(timesteps)
-        config = self.initializer.get_config()
-        return [self.initializer.from_config({**config, "seed": int(s)}) for s in seeds]
+        initializer: Any = self.initializer
+        config = initializer.get_config()
+        return [initializer.from_config({**config, "seed": int(s)}) for s in seeds]
 
 
 class TimestepRegularizer(keras.regularizers.Regularizer):
@@ -50,10 +54,10 @@ class TimestepRegularizer(keras.regularizers.Regularizer):
         regularizer: Callable that returns the penalty of one timestep's weight.
     """
 
-    def __init__(self, regularizer):
+    def __init__(self, regularizer: Callable[[Tensor], Tensor]):
         self.regularizer = regularizer
 
-    def __call__(self, stack):
+    def __call__(self, stack: Tensor) -> Tensor:
         if type(self.regularizer) in _ELEMENTWISE:
             return self.regularizer(stack)
         return ops.sum(ops.vectorized_map(self.regularizer, ops.convert_to_tensor(stack)))
@@ -66,10 +70,10 @@ class TimestepConstraint(keras.constraints.Constraint):
         constraint: Callable that returns the projected weight of one timestep.
     """
 
-    def __init__(self, constraint):
+    def __init__(self, constraint: Callable[[Tensor], Tensor]):
         self.constraint = constraint
 
-    def __call__(self, stack):
+    def __call__(self, stack: Tensor) -> Tensor:
         return ops.vectorized_map(self.constraint, ops.convert_to_tensor(stack))
 
 
@@ -78,10 +82,10 @@ def add_timestep_weight(
     name: str,
     timesteps: int,
     shape: tuple[int, ...],
-    initializer,
-    regularizer=None,
-    constraint=None,
-) -> Any:
+    initializer: Callable[..., Tensor],
+    regularizer: Callable[[Tensor], Tensor] | None = None,
+    constraint: Callable[[Tensor], Tensor] | None = None,
+) -> keras.Variable:
     """Adds the variable `name` of shape `(timesteps, *shape)` to `layer`.
 
     Args:
