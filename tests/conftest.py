@@ -20,6 +20,16 @@ def _seeded():
     keras.utils.set_random_seed(1234)
 
 
+@pytest.fixture(autouse=True)
+def _few_programs_in_memory(request):
+    yield
+    # JAX keeps each program it compiled, some hundred memory maps a test: a process may have 65,530.
+    if BACKEND == "jax" and request.session.items.index(request.node) % 100 == 99:
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(5678)

@@ -31,6 +31,7 @@ WRONG = [
     ("unroll", 0, ValueError),
     ("unroll", -2, ValueError),
     ("unroll", 1.5, TypeError),
+    ("unroll", "always", ValueError),
     ("jit_compile", "always", ValueError),
     ("jit_compile", None, ValueError),
     ("activation", "no such activation", ValueError),

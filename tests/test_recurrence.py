@@ -9,15 +9,16 @@ from keras import ops
 from untied_rnn import recurrence
 from untied_rnn.recurrence import simple_recurrence
 
-T, B, U = 4, 2, 3
+T, B, INPUT_DIM, U = 4, 2, 5, 3
 
 
 def arguments(rng):
-    return [ops.convert_to_tensor(rng.normal(size=shape), DTYPE) for shape in ((T, B, U), (T, U, U), (B, U))]
+    shapes = ((T, B, INPUT_DIM), (T, INPUT_DIM, U), (T, U), (T, U, U), (B, U))
+    return [ops.convert_to_tensor(rng.normal(size=shape), DTYPE) for shape in shapes]
 
 
 def penalty_gradient(tensors, activation, unroll, jit, **options):
-    """Gradient of `|dL/dz|^2 + |dL/dU|^2 + |dL/dh_0|^2`: a gradient penalty."""
+    """Gradient of `|dL/dx|^2 + |dL/dW|^2 + ... + |dL/dh_0|^2`: a gradient penalty."""
 
     def loss(*tensors):
         return ops.sum(simple_recurrence(*tensors, activation, unroll=unroll, **options) ** 3)
@@ -73,14 +74,19 @@ def test_second_order_gradient_is_that_of_plain_autodiff(jit, unroll, return_seq
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="torch differentiates its own loop")
-@pytest.mark.parametrize(("activation", "expected"), [("tanh", 1), ("relu", 1), ("softsign", 0)])
-def test_known_activations_take_the_hand_written_gradient(activation, expected, rng, monkeypatch):
+@pytest.mark.parametrize(
+    ("activation", "unroll", "expected"),
+    [("tanh", False, 1), ("relu", 2, 1), ("softsign", False, 0), ("tanh", True, 0)],
+)
+def test_loops_over_known_activations_take_the_hand_written_gradient(
+    activation, unroll, expected, rng, monkeypatch
+):
     calls = []
     custom_gradient = ops.custom_gradient
     monkeypatch.setattr(
         recurrence.ops, "custom_gradient", lambda f: lambda *a: calls.append(f) or custom_gradient(f)(*a)
     )
-    simple_recurrence(*arguments(rng), keras.activations.get(activation))
+    simple_recurrence(*arguments(rng), keras.activations.get(activation), unroll=unroll)
     assert len(calls) == expected
 
 
@@ -88,13 +94,15 @@ def test_known_activations_take_the_hand_written_gradient(activation, expected, 
 def test_vmap_over_the_batch_of_gradients(rng):
     import jax
 
-    z, kernel, state = arguments(rng)
+    x, kernel, bias, recurrent_kernel, state = arguments(rng)
     mask = ops.convert_to_tensor(rng.random((T, B, 1)) < 0.6)
 
-    def loss(kernel, z, state, mask):
-        return (simple_recurrence(z, kernel, state, keras.activations.tanh, mask=mask) ** 2).sum()
+    def loss(recurrent_kernel, x, state, mask):
+        tensors = (x, kernel, bias, recurrent_kernel, state)
+        return (simple_recurrence(*tensors, keras.activations.tanh, mask=mask) ** 2).sum()
 
     per_sample = jax.vmap(jax.grad(loss), in_axes=(None, 1, 0, 1))(
-        kernel, z[:, :, None], state[:, None], mask[:, :, None]
+        recurrent_kernel, x[:, :, None], state[:, None], mask[:, :, None]
     )
-    np.testing.assert_allclose(per_sample.sum(axis=0), jax.grad(loss)(kernel, z, state, mask), **EXACT)
+    whole = jax.grad(loss)(recurrent_kernel, x, state, mask)
+    np.testing.assert_allclose(per_sample.sum(axis=0), whole, **EXACT)

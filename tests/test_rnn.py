@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from autodiff import outputs_and_gradients, to_numpy
 from conftest import BACKEND
+from keras import ops
 
 from untied_rnn import UntiedSimpleRNN, recurrence
+from untied_rnn.compilation import fastest_form
 from untied_rnn.rnn import BaseUntiedRNN
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
@@ -230,8 +232,8 @@ def test_states_are_no_weights():
 # Compilation.
 
 
-@pytest.mark.parametrize("unroll", [False, True, 2])
-def test_unroll_reaches_every_loop(x, unroll, monkeypatch):
+@pytest.mark.parametrize(("unroll", "form"), [(False, False), (True, True), (2, 2), ("auto", True)])
+def test_unroll_reaches_every_loop(x, unroll, form, monkeypatch):
     received = []
     scan = recurrence.scan
     monkeypatch.setattr(
@@ -241,7 +243,21 @@ def test_unroll_reaches_every_loop(x, unroll, monkeypatch):
     layer.build(x.shape)
     outputs_and_gradients(layer, x, [np.ones((B, U))], mask=np.ones((B, T), bool))
     assert len(received) >= 2  # the states, the held outputs, and what gradients there are
-    assert set(received) == {unroll}
+    assert set(received) == {form}
+
+
+@pytest.mark.parametrize("unroll", [False, True, 2, "auto"])
+def test_one_layer_processes_sequences_of_many_lengths(x, unroll):
+    layer = UntiedSimpleRNN(U, timesteps=T, return_sequences=True, unroll=unroll)
+    whole = ops.convert_to_numpy(layer(x))
+    for length in (*range(1, T), T):
+        received = ops.convert_to_numpy(layer(x[:, :length]))
+        np.testing.assert_allclose(received, whole[:, :length], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("timesteps", "form"), [(1, True), (32, True), (33, False), (None, False)])
+def test_few_timesteps_are_written_out(timesteps, form):
+    assert fastest_form(timesteps) is form
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")

@@ -68,7 +68,7 @@ def test_unroll_is_the_number_of_steps_per_iteration(unroll):
         import jax
 
         text = str(jax.make_jaxpr(lambda p: scan(step, carry, [p, p, None], unroll=unroll))(p))
-        assert (f"unroll={int(unroll) or 1}" in text) == (unroll is not True)
+        assert f"unroll={8 if unroll is True else int(unroll) or 1}" in text
 
 
 def scalar(flat, keep, unroll):
@@ -146,3 +146,20 @@ def test_program_does_not_grow_with_time():
 
     assert program_length(300, False) == program_length(3, False)
     assert program_length(30, True) > program_length(3, True)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the operations of a program are counted through JAX")
+@pytest.mark.parametrize("unroll", [False, 3, True])
+def test_work_of_the_gradient_is_linear_in_time(unroll):
+    """The gradient of a slice of a stack is, taken for itself, a whole stack: T of them are O(T^2)."""
+    import jax
+
+    def loss(stack):
+        (last,), _ = scan(lambda c, x: ([c[0] @ x[0]], [c[0]]), [ops.ones((1, 9))], [stack], unroll=unroll)
+        return last.sum()
+
+    def bytes_accessed(timesteps):
+        compiled = jax.jit(jax.grad(loss)).lower(ops.ones((timesteps, 9, 9))).compile()
+        return compiled.cost_analysis()["bytes accessed"]
+
+    assert bytes_accessed(64) < 1.5 * 4 * bytes_accessed(16)

@@ -37,8 +37,14 @@ def _boolean(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _unroll(name: str, value: Any) -> bool | int:
-    return value if isinstance(value, bool) else _positive_integer(name, value)
+def _unroll(name: str, value: Any) -> bool | int | str:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    if isinstance(value, str):
+        raise ValueError(
+            f'`{name}` must be "auto", `True`, `False` or a positive integer. Received: {name}={value!r}'
+        )
+    return _positive_integer(name, value)
 
 
 def _jit_compile(name: str, value: Any) -> bool | str:

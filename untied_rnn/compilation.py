@@ -1,4 +1,4 @@
-"""Whether, and how, a layer's computation is compiled when nothing around it is."""
+"""The form that a layer's computation takes: written out or a loop, and compiled by what."""
 
 from collections.abc import Callable
 from functools import partial
@@ -40,3 +40,12 @@ def _xla_pays(tf: Any) -> bool:
     whole step anyway.
     """
     return bool(tf.config.list_logical_devices("GPU"))
+
+
+def fastest_form(timesteps: int | None) -> bool:
+    """What `unroll="auto"` stands for: whether all timesteps are written out.
+
+    Written out, each product and its gradient are nodes of their own, which run on all cores and need no
+    copies of slices; a loop keeps the program, and its compilation, as small for any number of timesteps.
+    """
+    return timesteps is not None and timesteps <= 32

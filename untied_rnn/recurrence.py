@@ -1,7 +1,8 @@
 """The untied recurrence as pure functions on tensors, all of them time-major: `(timesteps, batch, ...)`.
 
-Only `h_{t-1} U_t` and the activation are sequential. Everything else, forward and backward, is one
-batched matrix product over all timesteps.
+Only `h_{t-1} U_t` and the activation are sequential. In a loop everything else, forward and backward, is
+one batched matrix product over all timesteps. Written out, the products of all timesteps are nodes of one
+graph, which the backend spreads over the cores by itself.
 """
 
 from collections.abc import Callable
@@ -25,22 +26,24 @@ _SLOPES = {
 
 
 def affine(inputs: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """`x_t W_t + b_t` for all timesteps at once.
+    """`x_t W_t + b_t` for all timesteps at once, or for one.
 
     Args:
-        inputs: `(timesteps, batch, input_dim)`.
-        kernel: `(timesteps, input_dim, units)`.
-        bias: `(timesteps, units)` or `None`.
+        inputs: `(timesteps, batch, input_dim)`, or `(batch, input_dim)`.
+        kernel: `(timesteps, input_dim, units)`, or `(input_dim, units)`.
+        bias: `(timesteps, units)`, or `(units,)`, or `None`.
 
     Returns:
-        A tensor of shape `(timesteps, batch, units)`.
+        A tensor of shape `(timesteps, batch, units)`, or `(batch, units)`.
     """
     outputs = ops.matmul(inputs, kernel)
-    return outputs if bias is None else outputs + ops.expand_dims(bias, 1)
+    return outputs if bias is None else outputs + ops.expand_dims(bias, -2)
 
 
 def simple_recurrence(
-    projections: Tensor,
+    inputs: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
     recurrent_kernel: Tensor,
     initial_state: Tensor,
     activation: Callable[[Tensor], Tensor],
@@ -49,10 +52,12 @@ def simple_recurrence(
     return_sequences: bool = True,
     unroll: bool | int = False,
 ) -> Tensor:
-    """`h_t = activation(z_t + (h_{t-1} * d) U_t)`, and `h_t = h_{t-1}` where the mask is `False`.
+    """`h_t = activation(x_t W_t + b_t + (h_{t-1} * d) U_t)`, and `h_{t-1}` where the mask is `False`.
 
     Args:
-        projections: `z`, `(timesteps, batch, units)`: what the inputs contribute to each step.
+        inputs: `x`, `(timesteps, batch, input_dim)`.
+        kernel: `W`, `(timesteps, input_dim, units)`.
+        bias: `b`, `(timesteps, units)` or `None`.
         recurrent_kernel: `U`, `(timesteps, units, units)`.
         initial_state: `h_0`, `(batch, units)`.
         activation: Function of a tensor.
@@ -65,24 +70,27 @@ def simple_recurrence(
         `(timesteps, batch, units)` with `return_sequences`, else `(batch, units)`.
     """
     # Along time as well, so that it reaches the steps as all else does and is not captured by them.
-    dropout = None if state_dropout is None else ops.ones_like(projections) * state_dropout
+    dropout = None
+    if state_dropout is not None:
+        dropout = ops.broadcast_to(state_dropout, (ops.shape(inputs)[0], *ops.shape(state_dropout)))
 
     def dropped(state: Tensor, dropout: Tensor | None) -> Tensor:
         return state if dropout is None else state * dropout
 
     def forward(
-        projections: Tensor, recurrent_kernel: Tensor, initial_state: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        project: Callable, inputs: Tensors, recurrent_kernel: Tensor, initial_state: Tensor
+    ) -> Tensors:
+        """Last state and all states; `project` makes of one timestep's `inputs` their share of the step."""
+
         def step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-            (previous,), (projection, kernel, keep, drop) = carry, x
-            state = activation(projection + ops.matmul(dropped(previous, drop), kernel))
+            (previous,), (recurrent_kernel, keep, drop, *inputs) = carry, x
+            state = activation(project(*inputs) + ops.matmul(dropped(previous, drop), recurrent_kernel))
             state = state if keep is None else ops.where(keep, state, previous)
             return [state], [state]
 
-        (last,), (states,) = scan(
-            step, [initial_state], [projections, recurrent_kernel, mask, dropout], unroll=unroll
-        )
-        return last, states
+        xs = [recurrent_kernel, mask, dropout, *inputs]
+        (last,), (states,) = scan(step, [initial_state], xs, unroll=unroll)
+        return [last, states]
 
     def backward(
         states: Tensor, recurrent_kernel: Tensor, initial_state: Tensor, upstream: Tensor
@@ -111,18 +119,23 @@ def simple_recurrence(
     def with_batched_gradient(
         projections: Tensor, recurrent_kernel: Tensor, initial_state: Tensor
     ) -> tuple[Tensor, Callable]:
-        last, states = forward(projections, recurrent_kernel, initial_state)
+        last, states = forward(lambda projection: projection, [projections], recurrent_kernel, initial_state)
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return backward(states, recurrent_kernel, initial_state, upstream)
 
         return (states if return_sequences else last), gradient
 
-    # torch differentiates its own unrolled loop: what a custom gradient captures there is cut off from
-    # the graph, so second-order gradients would be wrong without a word.
-    if activation in _SLOPES and keras.backend.backend() != "torch":
+    # On torch always: what a custom gradient captures there is cut off from the graph, so second-order
+    # gradients would be wrong without a word.
+    written_out = unroll is True or keras.backend.backend() == "torch"
+    if written_out:
+        last, states = forward(affine, [inputs, kernel, bias], recurrent_kernel, initial_state)
+        return states if return_sequences else last
+    projections = affine(inputs, kernel, bias)
+    if activation in _SLOPES:
         return with_batched_gradient(projections, recurrent_kernel, initial_state)
-    last, states = forward(projections, recurrent_kernel, initial_state)
+    last, states = forward(lambda projection: projection, [projections], recurrent_kernel, initial_state)
     return states if return_sequences else last
 
 

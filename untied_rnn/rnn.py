@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from untied_rnn import arguments
-from untied_rnn.compilation import compiled
+from untied_rnn.compilation import compiled, fastest_form
 from untied_rnn.recurrence import hold
 from untied_rnn.timestep_weights import add_timestep_weight
 
@@ -24,7 +24,7 @@ class BaseUntiedRNN(keras.Layer):
     integers) and `output_size` in its constructor and supplies
 
     - `build_weights(input_dim)`, which calls `self.add_timestep_weight` for each of its weights, and
-    - `recurrence(inputs, states, mask, weights, noise)`, a pure function of time-major tensors.
+    - `recurrence(inputs, states, mask, weights, noise, unroll)`, a pure function of time-major tensors.
 
     Args:
         timesteps: Number of weight sets, or `None` for the length of the first input.
@@ -45,7 +45,7 @@ class BaseUntiedRNN(keras.Layer):
         return_state: bool,
         go_backwards: bool,
         stateful: bool,
-        unroll: bool | int,
+        unroll: bool | int | str,
         zero_output_for_mask: bool,
         jit_compile: bool | str,
         **kwargs: Any,
@@ -74,6 +74,7 @@ class BaseUntiedRNN(keras.Layer):
         mask: Tensor | None,
         weights: dict[str, Tensor],
         noise: dict[str, Tensor],
+        unroll: bool | int,
     ) -> tuple[Tensor, list[Tensor]]:
         """Runs all timesteps.
 
@@ -83,6 +84,7 @@ class BaseUntiedRNN(keras.Layer):
             mask: Boolean, `(timesteps, batch, 1)`, or `None`. A masked step keeps the states.
             weights: Stacked weights by name, `(timesteps, ...)`.
             noise: What `self.noise` returned.
+            unroll: See `untied_rnn.scan.scan`.
 
         Returns:
             Outputs `(timesteps, batch, output_size)`, or the last of them as
@@ -238,13 +240,22 @@ class BaseUntiedRNN(keras.Layer):
         # initial state it comes under this name, or padding would be read as data.
         mask = sequences_mask if mask is None else mask
         states = self._initial_states(sequences, initial_state)
+        unroll = fastest_form(length) if self.unroll == "auto" else self.unroll
         outputs, states = self._run(
             sequences,
             states,
             self._time_major(mask, sequences),
             self._weights_for(sequences),
             self.noise(sequences, states, training),
-            (self.return_sequences, self.go_backwards, self.zero_output_for_mask, self.unroll),
+            (
+                self.return_sequences,
+                self.go_backwards,
+                self.zero_output_for_mask,
+                unroll,
+                # Among the options, so that TensorFlow makes a program of its own for each length:
+                # one for all lengths cannot be written out.
+                length if unroll is True else None,
+            ),
         )
         if self.stateful:
             for variable, state in zip(self.states or [], states, strict=True):
@@ -272,15 +283,15 @@ class BaseUntiedRNN(keras.Layer):
         mask: Tensor | None,
         weights: dict[str, Tensor],
         noise: dict[str, Tensor],
-        options: tuple[bool, bool, bool, bool | int],
+        options: tuple[bool, bool, bool, bool | int, int | None],
     ) -> tuple[Tensor, list[Tensor]]:
         """The layer as a pure function: batch-major in and out, all of the mathematics in between."""
-        return_sequences, go_backwards, zero_output_for_mask, unroll = options
+        return_sequences, go_backwards, zero_output_for_mask, unroll, _ = options
         inputs = ops.transpose(sequences, (1, 0, 2))
         if go_backwards:
             inputs = ops.flip(inputs, 0)
             mask = None if mask is None else ops.flip(mask, 0)
-        outputs, states = self.recurrence(inputs, states, mask, weights, noise)
+        outputs, states = self.recurrence(inputs, states, mask, weights, noise, unroll)
         if mask is not None:
             outputs = ops.where(mask, outputs, 0) if zero_output_for_mask else hold(outputs, mask, unroll)
         return (ops.transpose(outputs, (1, 0, 2)) if return_sequences else outputs[-1]), states

@@ -40,17 +40,17 @@ def scan(
 
     xs = [x for x in xs if x is not None]
     backend = keras.backend.backend()
+    if backend == "jax":  # unrolled here as well: the gradient of a slice of `xs` would be a dense stack
+        steps_per_iteration = xs[0].shape[0] if unroll is True else max(int(unroll), 1)
+        return ops.scan(full_step, carry, xs, reverse=reverse, unroll=steps_per_iteration)
     if unroll is True or backend == "torch":  # torch has no loop of its own to compile into
         return _unrolled(full_step, carry, xs, reverse)
-    steps_per_iteration = max(int(unroll), 1)
-    if backend == "tensorflow":
-        import tensorflow as tf
+    import tensorflow as tf
 
-        from untied_rnn.tensorflow_loop import while_scan
+    from untied_rnn.tensorflow_loop import while_scan
 
-        y_specs = [tf.TensorSpec(c.shape, c.dtype) for c in carry]
-        return while_scan(full_step, carry, xs, y_specs, reverse, steps_per_iteration)
-    return ops.scan(full_step, carry, xs, reverse=reverse, unroll=steps_per_iteration)
+    y_specs = [tf.TensorSpec(c.shape, c.dtype) for c in carry]
+    return while_scan(full_step, carry, xs, y_specs, reverse, max(int(unroll), 1))
 
 
 def _unrolled(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:

@@ -56,8 +56,9 @@ class UntiedSimpleRNN(BaseUntiedRNN):
             order. Weight set `t` belongs to the `t`-th *processed* step.
         stateful: Whether the last state of sample `i` is the initial state of sample `i` in the
             next batch, which starts again at the first weight set. Needs a defined batch size.
-        unroll: `True` writes all timesteps out instead of looping: compilation then grows with `T`.
-            An integer is the number of timesteps that one iteration of the loop runs.
+        unroll: `True` writes all timesteps out, which for few is faster; compilation grows with `T`.
+            `False` loops over them. An integer is the number of timesteps that one iteration of
+            the loop runs. `"auto"` writes out up to 32 timesteps.
         zero_output_for_mask: Whether the output is zero at masked timesteps, instead of the last
             unmasked output.
         jit_compile: On TensorFlow, whether XLA compiles the layer also outside of `fit` (plain
@@ -146,7 +147,7 @@ class UntiedSimpleRNN(BaseUntiedRNN):
         return_state: bool = False,
         go_backwards: bool = False,
         stateful: bool = False,
-        unroll: bool | int = False,
+        unroll: bool | int | str = "auto",
         zero_output_for_mask: bool = False,
         jit_compile: bool | str = "auto",
         **kwargs: Any,
@@ -203,20 +204,23 @@ class UntiedSimpleRNN(BaseUntiedRNN):
         mask: Tensor | None,
         weights: dict[str, Tensor],
         noise: dict[str, Tensor],
+        unroll: bool | int,
     ) -> tuple[Tensor, list[Tensor]]:
         if "inputs" in noise:
             inputs = inputs * noise["inputs"]
         # Masked outputs repeat earlier ones, so that all are needed to know the last.
         return_sequences = self.return_sequences or mask is not None
         sequence = simple_recurrence(
-            affine(inputs, weights["kernel"], weights.get("bias")),
+            inputs,
+            weights["kernel"],
+            weights.get("bias"),
             weights["recurrent_kernel"],
             states[0],
             self.activation,
             mask=mask,
             state_dropout=noise.get("state"),
             return_sequences=return_sequences,
-            unroll=self.unroll,
+            unroll=unroll,
         )
         sequence, state = (sequence, sequence[-1]) if return_sequences else (sequence[None], sequence)
         if self.output_units is None:
@@ -248,6 +252,8 @@ class UntiedSimpleRNN(BaseUntiedRNN):
             raise ValueError(f"Expected a built layer. Received: {layer!r}, which has no weights yet.")
         config = {**layer.get_config(), "seed": layer.cell.seed, "timesteps": timesteps}
         del config["name"]  # two layers of one name cannot stand in one model
+        if not config["unroll"]:  # the default there: nothing was asked for
+            del config["unroll"]
         untied = cls.from_config(config)
         batch_size = layer.states[0].shape[0] if layer.stateful else None
         untied.build((batch_size, untied.timesteps, layer.cell.kernel.shape[0]))

@@ -1,0 +1,199 @@
+"""TensorFlow: this layer, the notebook's way, a list of cells, and Keras's tied layer."""
+
+from functools import partial
+
+import keras
+import numpy as np
+import tensorflow as tf
+from problems import EPSILON, RHO, WEIGHTS, Problem
+
+from untied_rnn import UntiedSimpleRNN
+
+tf.get_logger().setLevel("ERROR")  # each contestant is traced anew: that is meant
+
+
+class Contestant:
+    """Subclasses make `self.variables` (W, U and b, in one piece or many) and `self.state(x)`."""
+
+    def __init__(self, problem: Problem, jit_compile: bool):
+        self.problem, self.jit_compile = problem, jit_compile
+        self.x, self.y = map(tf.constant, problem.data())
+        self.make()
+        self._forward, self._gradients, self._step = (
+            tf.function(function, jit_compile=jit_compile, autograph=False)
+            for function in (self.state, self._loss_and_gradients, self._update)
+        )
+
+    def make(self) -> None:
+        raise NotImplementedError
+
+    def state(self, x: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+    def apply(self, gradients: list[tf.Tensor]) -> None:
+        self.optimizer.apply(gradients, self.variables)
+
+    def build_optimizer(self) -> None:
+        self.optimizer = keras.optimizers.RMSprop(self.problem.learning_rate, rho=RHO, epsilon=EPSILON)
+        self.optimizer.build(self.variables)
+
+    def _loss_and_gradients(self, x: tf.Tensor, y: tf.Tensor) -> tuple:
+        variables = [v.value if isinstance(v, keras.Variable) else v for v in self.variables]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.reduce_sum((self.state(x) - y) ** 2, axis=1)) / 2
+        return loss, tape.gradient(loss, variables)
+
+    def _update(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        loss, gradients = self._loss_and_gradients(x, y)
+        self.apply(gradients)
+        return loss
+
+    def forward(self) -> np.ndarray:
+        return self._forward(self.x).numpy()
+
+    def gradients(self) -> list[tf.Tensor]:
+        loss, gradients = self._gradients(self.x, self.y)
+        loss.numpy()
+        return gradients
+
+    def step(self) -> float:
+        return float(self._step(self.x, self.y))
+
+    def results(self) -> dict[str, np.ndarray]:
+        state, gradients = self.forward(), self.gradients()
+        self.step()
+        return {
+            "state": state,
+            **{f"gradient of {name}": g for name, g in zip(WEIGHTS, self.stacked(gradients), strict=True)},
+            **{f"updated {name}": w for name, w in zip(WEIGHTS, self.stacked(self.variables), strict=True)},
+        }
+
+    def stacked(self, tensors: list) -> list[np.ndarray]:
+        """W, U and b, each as one array, from a list like `self.variables`."""
+        return [np.asarray(keras.ops.convert_to_numpy(tensor)) for tensor in tensors]
+
+
+class KerasModel(Contestant):
+    """A layer as users have it: in a model, with a Keras optimizer."""
+
+    tied = False
+
+    def layer(self) -> keras.Layer:
+        raise NotImplementedError
+
+    def make(self) -> None:
+        p = self.problem
+        layer = self.layer()
+        self.model = keras.Sequential([keras.Input((p.timesteps, p.input_dim)), layer])
+        weights = p.weights(self.tied)
+        layer.set_weights([weights[name][0] if self.tied else weights[name] for name in WEIGHTS])
+        self.variables = layer.trainable_variables
+        self.build_optimizer()
+
+    def state(self, x: tf.Tensor) -> tf.Tensor:
+        return self.model(x)
+
+    # What latency is measured by.
+
+    def model_call(self) -> np.ndarray:
+        return self.model(self.x).numpy()
+
+    def predict_on_batch(self) -> np.ndarray:
+        if not self.model.compiled:
+            self.model.compile(jit_compile=self.jit_compile)
+        return self.model.predict_on_batch(self.x)
+
+
+class Untied(KerasModel):
+    def layer(self) -> keras.Layer:
+        return UntiedSimpleRNN(self.problem.units)
+
+
+class Tied(KerasModel):
+    tied = True
+    unroll = False
+
+    def layer(self) -> keras.Layer:
+        return keras.layers.SimpleRNN(self.problem.units, unroll=self.unroll)
+
+
+class TiedUnrolled(Tied):
+    unroll = True
+
+
+class Notebook(Contestant):
+    """One variable per weight and timestep, written out, updated by TensorFlow's own RMSprop kernel."""
+
+    def make(self) -> None:
+        weights = self.problem.weights()
+        self.variables = [tf.Variable(w) for name in WEIGHTS for w in weights[name]]
+        self.mean_squares = [tf.Variable(tf.zeros_like(v)) for v in self.variables]
+        self.momentums = [tf.Variable(tf.zeros_like(v)) for v in self.variables]
+
+    def state(self, x: tf.Tensor) -> tf.Tensor:
+        timesteps = self.problem.timesteps
+        w, u, b = (self.variables[i * timesteps : (i + 1) * timesteps] for i in range(3))
+        h = tf.zeros((self.problem.batch, self.problem.units))
+        for t, row in enumerate(tf.unstack(x, axis=1)):
+            h = tf.tanh(tf.matmul(row, w[t]) + tf.matmul(h, u[t]) + b[t])
+        return h
+
+    def apply(self, gradients: list[tf.Tensor]) -> None:
+        for v, ms, momentum, g in zip(
+            self.variables, self.mean_squares, self.momentums, gradients, strict=True
+        ):
+            tf.raw_ops.ResourceApplyRMSProp(
+                var=v.handle,
+                ms=ms.handle,
+                mom=momentum.handle,
+                lr=self.problem.learning_rate,
+                rho=RHO,
+                momentum=0.0,
+                epsilon=EPSILON,
+                grad=g,
+            )
+
+    def stacked(self, tensors: list) -> list[np.ndarray]:
+        timesteps = self.problem.timesteps
+        arrays = [tensor.numpy() for tensor in tensors]
+        return [np.stack(arrays[i * timesteps : (i + 1) * timesteps]) for i in range(3)]
+
+
+class CellList(Contestant):
+    """A Python list of `SimpleRNNCell`s, with a Keras optimizer."""
+
+    def make(self) -> None:
+        p = self.problem
+        weights = p.weights()
+        self.cells = [keras.layers.SimpleRNNCell(p.units) for _ in range(p.timesteps)]
+        for t, cell in enumerate(self.cells):
+            cell.build((p.batch, p.input_dim))
+            cell.set_weights([weights[name][t] for name in WEIGHTS])
+        self.variables = [variable for cell in self.cells for variable in cell.trainable_variables]
+        self.build_optimizer()
+
+    def state(self, x: tf.Tensor) -> tf.Tensor:
+        states = [tf.zeros((self.problem.batch, self.problem.units))]
+        for cell, row in zip(self.cells, tf.unstack(x, axis=1), strict=True):
+            _, states = cell(row, states)
+        return states[0]
+
+    def stacked(self, tensors: list) -> list[np.ndarray]:
+        arrays = [keras.ops.convert_to_numpy(tensor) for tensor in tensors]
+        return [np.stack(arrays[i::3]) for i in range(3)]
+
+
+def contestants(problem: Problem) -> dict[str, tuple]:
+    """What this library enters: name, and its kind and maker."""
+    entries = {
+        "this layer": ("ours", Untied),
+        "variable per timestep": ("untied", Notebook),
+        "list of cells": ("untied", CellList),
+        "tied SimpleRNN": ("tied", Tied),
+        "tied SimpleRNN, unrolled": ("tied", TiedUnrolled),
+    }
+    return {
+        f"{name}, TensorFlow{' XLA' if xla else ''}": (kind, partial(maker, jit_compile=xla))
+        for name, (kind, maker) in entries.items()
+        for xla in (True, False)
+    }

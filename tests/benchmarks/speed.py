@@ -1,0 +1,208 @@
+"""Times this library against every other way to run an untied (or a tied) recurrence.
+
+    python tests/benchmarks/speed.py                 # all shapes
+    python tests/benchmarks/speed.py --shapes S1 S4
+    python tests/benchmarks/speed.py --smoke         # a tiny shape, to see that it runs
+
+Each library runs in a process of its own; contestants take turns within every round. All must agree with
+a NumPy loop to 1e-4 (state, gradients, weights after one update) before they are timed. Libraries that are
+not installed are left out. Prints tables; writes speed.csv and speed.png to `--out`.
+"""
+
+import argparse
+import csv
+import pathlib
+import random
+import sys
+
+import numpy as np
+from matplotlib.figure import Figure
+from problems import SHAPES, TINY, Problem
+from workers import LIBRARIES, TOLERANCE, Worker
+
+MODES = ("forward", "gradients", "step")
+LATENCY = ("model_call", "predict_on_batch")  # how users ask for one sample
+SLOW_FIRST_CALL = 20.0  # seconds: beyond, a contestant is shown and not counted
+LONGEST_FIRST_CALL = 90.0  # seconds: beyond, it is given up
+KINDS = ("ours", "untied", "tied", "floor")
+
+
+class Entry:
+    """One contestant: where it runs, and what was measured of it."""
+
+    def __init__(self, library: str, name: str, kind: str):
+        self.library, self.kind = library, kind
+        self.name = f"{name}, {library}" if kind == "floor" else name
+        self.key = name
+        self.first_call = float("nan")
+        self.seconds: dict[str, np.ndarray] = {}
+
+    @property
+    def counted(self) -> bool:
+        return self.first_call <= SLOW_FIRST_CALL
+
+    def median(self, mode: str) -> float:
+        return 1e3 * float(np.median(self.seconds[mode])) if mode in self.seconds else float("nan")
+
+
+class Race:
+    """All contestants on one problem."""
+
+    def __init__(self, problem: Problem, shape: str):
+        self.problem, self.shape = problem, shape
+        self.workers: dict[str, Worker] = {}
+        self.entries: list[Entry] = []
+
+    def prepare(self) -> None:
+        for library in LIBRARIES:
+            self.workers[library] = Worker(library)
+            try:
+                names = self.workers[library].ask("enter", self.problem)
+            except RuntimeError as error:
+                print(f"{library}: left out ({error})")
+                continue
+            for name, kind in names.items():
+                self.enter(Entry(library, name, kind))
+
+    def enter(self, entry: Entry) -> None:
+        worker = self.workers[entry.library]
+        try:
+            error = worker.ask("tiny_error", entry.key)
+            entry.first_call = worker.ask("make", self.problem, entry.key, limit=LONGEST_FIRST_CALL)
+            if entry.counted:
+                error = max(error, worker.ask("error", self.problem, entry.key))
+            if not error <= TOLERANCE:
+                print(f"{entry.name}: not timed, differs from the plain loop by {error:.1e}")
+                return
+        except (RuntimeError, TimeoutError) as error:
+            print(f"{entry.name}: not timed ({error})")
+            self.replace(entry.library)
+            return
+        self.entries.append(entry)
+
+    def replace(self, library: str) -> None:
+        """A new process for a library whose old one is gone, with what it had made."""
+        if self.workers[library].process.is_alive():
+            return
+        self.workers[library] = Worker(library)
+        self.workers[library].ask("enter", self.problem)
+        for entry in self.entries:
+            if entry.library == library:
+                self.workers[library].ask("make", self.problem, entry.key)
+
+    def run(self, rounds: int, at_least: float) -> None:
+        for mode in self.modes:
+            running = [e for e in self.entries if e.counted or mode == "step"]
+            if mode in LATENCY:
+                running = [e for e in running if e.kind in ("ours", "tied") and e.library == "tensorflow"]
+            times = np.zeros((rounds, len(running)))
+            for row in times:
+                order = list(range(len(running)))
+                random.shuffle(order)
+                for i in order:
+                    worker = self.workers[running[i].library]
+                    row[i] = worker.ask("seconds", running[i].key, mode, at_least)
+            for entry, column in zip(running, times.T, strict=True):
+                entry.seconds[mode] = column
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return MODES + LATENCY if self.problem.batch == 1 else MODES
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+    def best(self, mode: str, kind: str, name: str = "") -> Entry | None:
+        found = [
+            e for e in self.entries if e.kind == kind and e.counted and mode in e.seconds and name in e.name
+        ]
+        return min(found, key=lambda e: e.median(mode), default=None)
+
+    def ratio(self, mode: str, name: str, kind: str) -> str:
+        """Median over the rounds of our time over the other's, each round's two by themselves."""
+        ours, other = self.best(mode, "ours", name), self.best(mode, kind)
+        if ours is None or other is None:
+            return ""
+        return f"{np.median(ours.seconds[mode] / other.seconds[mode]):.2f} ({other.name})"
+
+    def table(self) -> None:
+        p = self.problem
+        print(
+            f"\n{self.shape}: batch {p.batch}, {p.timesteps} timesteps, {p.input_dim} inputs, {p.units} units"
+        )
+        _row("ms a call", *self.modes, "first step, s")
+        _row(*["---"] * (len(self.modes) + 2))
+        for entry in sorted(self.entries, key=lambda e: (KINDS.index(e.kind), e.median("step"))):
+            times = (f"{entry.median(mode):.2f}" for mode in self.modes)
+            _row(entry.name, *times, f"{entry.first_call:.1f}")
+        print()
+        _row("best over best", *self.modes)
+        _row(*["---"] * (len(self.modes) + 1))
+        for ours in ("this layer", "this layer, TensorFlow"):
+            for kind in KINDS[1:]:
+                _row(f"{ours} / {kind}", *(self.ratio(mode, ours, kind) for mode in self.modes))
+
+    def rows(self) -> list[list]:
+        return [
+            [self.shape, e.name, e.kind, *(f"{e.median(mode):.3f}" for mode in MODES), f"{e.first_call:.2f}"]
+            for e in self.entries
+        ]
+
+
+def _row(*cells: str) -> None:
+    print("|", " | ".join(cells), "|", flush=True)
+
+
+def draw(races: list[Race], path: pathlib.Path) -> None:
+    """Training steps, this layer's best form as one."""
+    figure = Figure(figsize=(9, 3.2 * len(races)), layout="constrained")
+    colours = dict(zip(KINDS, ("tab:blue", "tab:orange", "tab:green", "lightgrey"), strict=True))
+    for axes, race in zip(np.atleast_1d(figure.subplots(len(races), 1)), races, strict=True):
+        entries = sorted(race.entries, key=lambda e: -e.median("step"))
+        unit = min(e.median("step") for e in entries if e.kind == "ours")
+        bars = axes.barh(
+            [e.name for e in entries],
+            [e.median("step") / unit for e in entries],
+            color=[colours[e.kind] for e in entries],
+        )
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
+        axes.tick_params(axis="y", labelsize=7)
+        axes.set(title=f"{race.shape}: training step over this layer's best", xlim=(0, None))
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--seconds", type=float, default=0.1, help="the least that one measurement takes")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/speed"))
+    parser.add_argument("--smoke", action="store_true", help="a tiny shape, one round")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    random.seed(0)
+    problems = {"tiny": TINY} if args.smoke else {name: SHAPES[name] for name in args.shapes}
+    rounds, at_least = (1, 0.0) if args.smoke else (args.rounds, args.seconds)
+
+    races = []
+    for shape, problem in problems.items():
+        race = Race(problem, shape)
+        race.prepare()
+        race.run(rounds, at_least)
+        race.close()
+        if not race.entries:
+            sys.exit("error: nothing to time")
+        race.table()
+        races.append(race)
+        with (args.out / "speed.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["shape", "contestant", "kind", "forward_ms", "gradients_ms", "step_ms", "first_s"]
+            )
+            writer.writerows(row for race in races for row in race.rows())
+        draw(races, args.out / "speed.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""One process per library, told through a pipe what to run, so that one alone computes at a time."""
+
+import importlib
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from problems import TINY, Problem, reference
+
+TOLERANCE = 1e-4
+
+# Name: module of contestants, environment. Set before the library is imported.
+LIBRARIES = {
+    "tensorflow": ("with_tensorflow", {"KERAS_BACKEND": "tensorflow"}),
+    "jax": ("with_jax", {"KERAS_BACKEND": "jax"}),
+    "torch": ("with_torch", {"KERAS_BACKEND": "torch"}),
+    "numpy, 1 thread": ("with_numpy", {"OPENBLAS_NUM_THREADS": "1"}),
+    "numpy, all threads": ("with_numpy", {}),
+}
+
+
+class Worker:
+    """A library in a process of its own; dies with its parent."""
+
+    def __init__(self, library: str):
+        module, environment = LIBRARIES[library]
+        context = multiprocessing.get_context("spawn")
+        before = dict(os.environ)
+        # OpenBLAS would else use the kernels of another processor.
+        for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+            os.environ.pop(name, None)
+        os.environ.update(environment, TF_CPP_MIN_LOG_LEVEL="3")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, module), daemon=True)
+        self.process.start()
+        theirs.close()
+        os.environ.clear()
+        os.environ.update(before)
+
+    def ask(self, request: str, *arguments: Any, limit: float = 300) -> Any:
+        """The answer; raises `RuntimeError` with what went wrong, `TimeoutError` after `limit` seconds."""
+        self.pipe.send((request, arguments))
+        if not self.pipe.poll(limit):
+            self.close()
+            raise TimeoutError(f"no answer in {limit:.0f} s")
+        try:
+            failed, answer = self.pipe.recv()
+        except EOFError:
+            raise RuntimeError("the process died") from None
+        if failed:
+            raise RuntimeError(answer)
+        return answer
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(pipe: Connection, module: str) -> None:
+    answers = _Answers(module)
+    while True:
+        request, arguments = pipe.recv()
+        try:
+            pipe.send((False, getattr(answers, request)(*arguments)))
+        except Exception as error:
+            pipe.send((True, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+
+
+class _Answers:
+    def __init__(self, module: str):
+        self.module_name = module
+        self.made: dict[str, Any] = {}
+
+    def enter(self, problem: Problem) -> dict[str, str]:
+        """What the library can enter: names and kinds. Raises where it is not installed."""
+        self.module = importlib.import_module(f"contestants.{self.module_name}")
+        return {name: kind for name, (kind, _) in self.module.contestants(problem).items()}
+
+    def tiny_error(self, name: str) -> float:
+        """The largest relative error on a tiny problem, weight update included."""
+        kind, make = self.module.contestants(TINY)[name]
+        return _error(make(TINY), TINY, kind)
+
+    def make(self, problem: Problem, name: str) -> float:
+        """Makes a contestant and returns the seconds of its first training step: trace, compile, run."""
+        contestant = self.module.contestants(problem)[name][1](problem)
+        start = time.perf_counter()
+        contestant.step()
+        self.made[name] = contestant
+        return time.perf_counter() - start
+
+    def error(self, problem: Problem, name: str) -> float:
+        """The largest relative error of what `make` has made."""
+        return _error(self.made[name], problem, self.module.contestants(problem)[name][0])
+
+    def seconds(self, name: str, mode: str, at_least: float) -> float:
+        """Seconds per call, from as many calls as take `at_least` seconds."""
+        call = getattr(self.made[name], mode)
+        call()  # caches and threads as the contestant leaves them, not as another did
+        calls, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < at_least or not calls:
+            call()
+            calls += 1
+        return elapsed / calls
+
+
+def _error(contestant: Any, problem: Problem, kind: str) -> float:
+    if kind == "floor":  # computes no result
+        contestant.step()
+        return 0.0
+    results, expected = contestant.results(), reference(problem, tied=kind == "tied")
+    return max(
+        float(np.abs(results[key] - expected[key]).max() / np.abs(expected[key]).max()) for key in expected
+    )
