@@ -98,7 +98,7 @@ def main():
         first_calls(1, [2, 4])
         xla_outside_of_fit(3, {"small": (2, 3, 2, 4)})
     else:
-        first_calls(5, [28, 784])
+        first_calls(5, [33, 784, 28])  # two loops, and the written-out form
         xla_outside_of_fit(41, SHAPES)
 
 
