@@ -34,10 +34,10 @@ def compiled(function: Callable, jit_compile: bool | str) -> Callable:
 def _xla_pays(tf: Any) -> bool:
     """On a GPU always: a loop of small kernels becomes a few. On a CPU not outside of `fit`.
 
-    Measured on 2 cores (`python tests/benchmarks/compilation.py`): there XLA takes 0.72 of the time of a plain
-    `tf.function` where the timesteps are a loop, and as long where they are written out, but each new shape
-    costs a compilation of 0.1 to 1.6 seconds, and nothing says that a shape will come back. Under `fit` Keras
-    compiles the whole step anyway.
+    Measured on 2 cores (`python tests/benchmarks/compilation.py`): there XLA takes 0.72 of the time of a
+    plain `tf.function` where the timesteps are a loop, and as long where they are written out, but each new
+    shape costs a compilation of 0.1 to 1.6 seconds, and nothing says that a shape will come back. Under
+    `fit` Keras compiles the whole step anyway.
     """
     return bool(tf.config.list_logical_devices("GPU"))
 
