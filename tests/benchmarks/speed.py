@@ -14,6 +14,7 @@ import csv
 import pathlib
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -182,7 +183,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     random.seed(0)
-    problems = {"tiny": TINY} if args.smoke else {name: SHAPES[name] for name in args.shapes}
+    tiny = replace(TINY, learning_rate=SHAPES["S1"].learning_rate)
+    problems = {"tiny": tiny} if args.smoke else {name: SHAPES[name] for name in args.shapes}
     rounds, at_least = (1, 0.0) if args.smoke else (args.rounds, args.seconds)
 
     races = []
