@@ -119,7 +119,7 @@ def simple_recurrence(
     def with_batched_gradient(
         projections: Tensor, recurrent_kernel: Tensor, initial_state: Tensor
     ) -> tuple[Tensor, Callable]:
-        last, states = forward(lambda projection: projection, [projections], recurrent_kernel, initial_state)
+        last, states = forward(_as_it_is, [projections], recurrent_kernel, initial_state)
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return backward(states, recurrent_kernel, initial_state, upstream)
@@ -128,15 +128,18 @@ def simple_recurrence(
 
     # On torch always: what a custom gradient captures there is cut off from the graph, so second-order
     # gradients would be wrong without a word.
-    written_out = unroll is True or keras.backend.backend() == "torch"
-    if written_out:
+    if unroll is True or keras.backend.backend() == "torch":
         last, states = forward(affine, [inputs, kernel, bias], recurrent_kernel, initial_state)
-        return states if return_sequences else last
-    projections = affine(inputs, kernel, bias)
-    if activation in _SLOPES:
-        return with_batched_gradient(projections, recurrent_kernel, initial_state)
-    last, states = forward(lambda projection: projection, [projections], recurrent_kernel, initial_state)
+    else:
+        projections = affine(inputs, kernel, bias)
+        if activation in _SLOPES:
+            return with_batched_gradient(projections, recurrent_kernel, initial_state)
+        last, states = forward(_as_it_is, [projections], recurrent_kernel, initial_state)
     return states if return_sequences else last
+
+
+def _as_it_is(projection: Tensor) -> Tensor:
+    return projection
 
 
 def hold(outputs: Tensor, mask: Tensor, unroll: bool | int = False) -> Tensor:

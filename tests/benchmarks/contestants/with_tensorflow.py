@@ -13,7 +13,7 @@ tf.get_logger().setLevel("ERROR")  # each contestant is traced anew: that is mea
 
 
 class Contestant:
-    """Subclasses make `self.variables` (W, U and b, in one piece or many) and `self.state(x)`."""
+    """Subclasses define `make()`, of `self.variables` (W, U and b, in one piece or many), and `state(x)`."""
 
     def __init__(self, problem: Problem, jit_compile: bool):
         self.problem, self.jit_compile = problem, jit_compile
@@ -23,12 +23,6 @@ class Contestant:
             tf.function(function, jit_compile=jit_compile, autograph=False)
             for function in (self.state, self._loss_and_gradients, self._update)
         )
-
-    def make(self) -> None:
-        raise NotImplementedError
-
-    def state(self, x: tf.Tensor) -> tf.Tensor:
-        raise NotImplementedError
 
     def apply(self, gradients: list[tf.Tensor]) -> None:
         self.optimizer.apply(gradients, self.variables)
@@ -74,12 +68,9 @@ class Contestant:
 
 
 class KerasModel(Contestant):
-    """A layer as users have it: in a model, with a Keras optimizer."""
+    """A layer as users have it: in a model, with a Keras optimizer. Subclasses define `layer()`."""
 
     tied = False
-
-    def layer(self) -> keras.Layer:
-        raise NotImplementedError
 
     def make(self) -> None:
         p = self.problem

@@ -11,18 +11,12 @@ from untied_rnn import UntiedSimpleRNN
 
 
 class Contestant:
-    """Subclasses make `self.parameters` (W, U and b, in one piece or many) and define `state(x)`."""
+    """Subclasses define `make()`, of `self.parameters` (W, U and b, in one piece or many), and `state(x)`."""
 
     def __init__(self, problem: Problem):
         self.problem = problem
         self.x, self.y = map(torch.tensor, problem.data())
         self.make()
-
-    def make(self) -> None:
-        raise NotImplementedError
-
-    def state(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
 
     def apply(self, gradients: list) -> None:
         self.optimizer.apply(gradients, self.variables)

@@ -1,0 +1,126 @@
+"""The form that the computation takes, and what compiles it."""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from autodiff import outputs_and_gradients
+from conftest import BACKEND
+from keras import ops
+
+from untied_rnn import UntiedSimpleRNN, recurrence
+from untied_rnn.compilation import fastest_form
+
+B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(B, T, I)).astype("float32")
+
+
+def close(received, expected):
+    np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("unroll", "form"), [(False, False), (True, True), (2, 2), ("auto", True)])
+def test_unroll_reaches_every_loop(x, unroll, form, monkeypatch):
+    received = []
+    scan = recurrence.scan
+    monkeypatch.setattr(
+        recurrence, "scan", lambda *args, **kwargs: received.append(kwargs["unroll"]) or scan(*args, **kwargs)
+    )
+    layer = UntiedSimpleRNN(U, unroll=unroll)
+    layer.build(x.shape)
+    outputs_and_gradients(layer, x, [np.ones((B, U))], mask=np.ones((B, T), bool))
+    assert len(received) >= 2  # the states, the held outputs, and what gradients there are
+    assert set(received) == {form}
+
+
+@pytest.mark.parametrize("unroll", [False, True, 2, "auto"])
+def test_one_layer_processes_sequences_of_many_lengths(x, unroll):
+    layer = UntiedSimpleRNN(U, timesteps=T, return_sequences=True, unroll=unroll)
+    whole = ops.convert_to_numpy(layer(x))
+    for length in (*range(1, T), T):
+        received = ops.convert_to_numpy(layer(x[:, :length]))
+        np.testing.assert_allclose(received, whole[:, :length], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("timesteps", "form"), [(1, True), (32, True), (33, False), (None, False)])
+def test_few_timesteps_are_written_out(timesteps, form):
+    assert fastest_form(timesteps) is form
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
+@pytest.mark.parametrize(
+    ("jit_compile", "gpus", "xla"),
+    [(False, [], False), (True, [], True), ("auto", [], False), ("auto", ["GPU:0"], True)],
+)
+def test_jit_compile_decides_whether_xla_runs(x, jit_compile, gpus, xla, monkeypatch):
+    """Seen in the graph itself: a function that XLA must compile, or none."""
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: {"GPU": gpus}[kind])
+    layer = UntiedSimpleRNN(U, jit_compile=jit_compile)
+    layer(x)
+    graph = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec((B, T, I))).graph
+    marked = [f.signature.name for f in graph.as_graph_def().library.function if f.attr["_XlaMustCompile"].b]
+    assert bool(marked) == xla
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_layer_has_second_order_gradients_in_eager_mode(activation, masked, rng):
+    import tensorflow as tf
+
+    results = []
+    x, mask = tf.constant(rng.normal(size=(B, T, I))), rng.random((B, T)) < 0.6 if masked else None
+    weights = None
+    for jit_compile in (False, True):
+        layer = UntiedSimpleRNN(U, activation=activation, jit_compile=jit_compile, dtype="float64")
+        layer.build((B, T, I))
+        weights = weights or layer.get_weights()
+        layer.set_weights(weights)
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                value = tf.reduce_sum(layer(x, mask=mask) ** 2)
+            penalty = tf.reduce_sum(inner.gradient(value, x) ** 2)
+        results.append(outer.gradient(penalty, [w.value for w in layer.weights]))
+    for plain, compiled in zip(*results, strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
+def test_new_batch_sizes_are_traced_twice_at_most(x, monkeypatch):
+    layer = UntiedSimpleRNN(U, timesteps=T)
+    traces = []
+    recurrence = UntiedSimpleRNN.recurrence
+    monkeypatch.setattr(UntiedSimpleRNN, "recurrence", lambda *args: traces.append(1) or recurrence(*args))
+    for batch in (1, 2, 3, 1, 2, 3):
+        layer(x[:batch])
+    assert len(traces) == 2
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
+def test_many_layers_are_no_frequent_tracing(x, caplog):
+    for _ in range(8):
+        UntiedSimpleRNN(U)(x)
+    assert "retracing" not in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])
+def test_fit_is_the_same_however_it_runs(x, options):
+    if BACKEND == "torch" and options.get("jit_compile") and not shutil.which("c++"):
+        pytest.skip("torch.compile needs a C++ compiler on the machine")
+    results = []
+    for settings in ({}, options):
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((T, I)), UntiedSimpleRNN(U), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Adam(0.01), "mse", **settings)
+        history = model.fit(x, np.ones((B, 1)), epochs=5, batch_size=2, shuffle=False, verbose=0)
+        results.append([*history.history["loss"], *model.layers[0].get_weights()])
+    for expected, received in zip(*results, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-6)
