@@ -26,18 +26,16 @@ from untied_rnn import UntiedSimpleRNN
 BATCH_SIZE = 128
 
 
-def modern_recipe(units: int, training_steps: int) -> keras.Model:
+def modern_recipe(units: int, epochs: int, steps_per_epoch: int) -> keras.Model:
     """Glorot and orthogonal matrices, Adam with a cosine schedule."""
     rows = keras.Input((28, 28))
     logits = keras.layers.Dense(10)(UntiedSimpleRNN(units)(rows))
     model = keras.Model(rows, logits)
-    optimizer = keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(2e-3, training_steps), clipnorm=1.0
-    )
-    return compiled(model, optimizer)
+    schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps_per_epoch)
+    return compiled(model, keras.optimizers.Adam(schedule, clipnorm=1.0), steps_per_epoch)
 
 
-def seed_recipe(units: int, training_steps: int) -> keras.Model:
+def seed_recipe(units: int, epochs: int, steps_per_epoch: int) -> keras.Model:
     """The TensorFlow 1 notebook: all weights from N(0, 1), outputs V_t computed but untrained."""
 
     def normal() -> keras.initializers.Initializer:
@@ -61,12 +59,14 @@ def seed_recipe(units: int, training_steps: int) -> keras.Model:
     for variable in optimizer.variables:
         if "velocity" in variable.path:  # TensorFlow 1 starts the mean square at one, Keras at zero
             variable.assign(keras.ops.ones_like(variable))
-    return compiled(model, optimizer)
+    return compiled(model, optimizer, steps_per_epoch)
 
 
-def compiled(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.Model:
+def compiled(model: keras.Model, optimizer: keras.optimizers.Optimizer, steps_per_epoch: int) -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    # A step this small takes no longer than a turn through Python, so as many as divide an epoch run at once.
+    steps_at_once = max(n for n in range(1, 51) if steps_per_epoch % n == 0)
+    model.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=steps_at_once)
     return model
 
 
@@ -187,7 +187,7 @@ def main() -> None:
         model = keras.saving.load_model(checkpoint)
     else:
         build = seed_recipe if seed_run else modern_recipe
-        model = build(args.units, epochs * steps_per_epoch)
+        model = build(args.units, epochs, steps_per_epoch)
     model.summary()
 
     step = int(model.optimizer.iterations)

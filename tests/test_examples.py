@@ -77,7 +77,7 @@ def test_seed_recipe_is_the_notebook(digits, tmp_path):
         import mnist_rows
     finally:
         sys.path.remove(str(EXAMPLES))
-    model = mnist_rows.seed_recipe(50, 130_000)
+    model = mnist_rows.seed_recipe(50, 130, 1000)
     assert [(w.name, tuple(w.shape)) for w in model.weights] == [
         ("kernel", (28, 28, 50)),
         ("recurrent_kernel", (28, 50, 50)),

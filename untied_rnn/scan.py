@@ -12,22 +12,30 @@ import keras
 from keras import ops
 
 Tensors = list[Any]
+Shape = tuple[int | None, ...]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
 
 def scan(
-    step: Step, carry: Tensors, xs: Tensors, reverse: bool = False, unroll: bool | int = False
+    step: Step,
+    carry: Tensors,
+    xs: Tensors,
+    reverse: bool = False,
+    unroll: bool | int = False,
+    y_shapes: list[Shape] | None = None,
 ) -> tuple[Tensors, Tensors]:
     """Runs `step(carry, x_t) -> (carry, y_t)` along the first axis of every tensor in `xs`.
 
     Args:
         step: Pure function of lists of tensors, which gets them all as arguments and captures none.
-            `y_t[i]` has the shape and dtype of `carry[i]`.
+            All `y_t` have the dtype of the carry.
         carry: Tensors that one step hands to the next.
         xs: Tensors of shape `(timesteps, ...)`. An entry may be `None`; `step` then sees `None`.
         reverse: Whether to run from the last timestep to the first (`ys` keeps the order of `xs`).
         unroll: `True` writes all steps out, without a loop; an integer is the number of steps that
             one iteration of the loop runs.
+        y_shapes: Shapes of `y_t`, which TensorFlow's loop must know before it runs. Those of `carry`
+            if not given.
 
     Returns:
         The last carry, and the list of `y_i`, each of shape `(timesteps, ...)`.
@@ -49,7 +57,7 @@ def scan(
 
     from untied_rnn.tensorflow_loop import while_scan
 
-    y_specs = [tf.TensorSpec(c.shape, c.dtype) for c in carry]
+    y_specs = [tf.TensorSpec(shape, carry[0].dtype) for shape in y_shapes or [c.shape for c in carry]]
     return while_scan(full_step, carry, xs, y_specs, reverse, max(int(unroll), 1))
 
 

@@ -35,7 +35,7 @@ class Entry:
         self.library, self.kind = library, kind
         self.name = f"{name}, {library}" if kind == "floor" else name
         self.key = name
-        self.first_call = float("nan")
+        self.first_call = self.memory = float("nan")
         self.seconds: dict[str, np.ndarray] = {}
 
     @property
@@ -102,9 +102,17 @@ class Race:
                 random.shuffle(order)
                 for i in order:
                     worker = self.workers[running[i].library]
-                    row[i] = worker.ask("seconds", running[i].key, mode, at_least)
+                    row[i] = worker.ask("seconds", self.problem, running[i].key, mode, at_least)
             for entry, column in zip(running, times.T, strict=True):
                 entry.seconds[mode] = column
+
+    def weigh(self) -> None:
+        for entry in self.entries:
+            if entry.counted and entry.kind != "floor":
+                worker = Worker(entry.library)
+                worker.ask("enter", self.problem)
+                entry.memory = worker.ask("peak_memory", self.problem, entry.key)
+                worker.close()
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -132,11 +140,11 @@ class Race:
         print(
             f"\n{self.shape}: batch {p.batch}, {p.timesteps} timesteps, {p.input_dim} inputs, {p.units} units"
         )
-        _row("ms a call", *self.modes, "first step, s")
-        _row(*["---"] * (len(self.modes) + 2))
+        _row("ms a call", *self.modes, "first step, s", "peak memory, MB")
+        _row(*["---"] * (len(self.modes) + 3))
         for entry in sorted(self.entries, key=lambda e: (KINDS.index(e.kind), e.median("step"))):
             times = (f"{entry.median(mode):.2f}" for mode in self.modes)
-            _row(entry.name, *times, f"{entry.first_call:.1f}")
+            _row(entry.name, *times, f"{entry.first_call:.1f}", f"{entry.memory:.0f}")
         print()
         _row("best over best", *self.modes)
         _row(*["---"] * (len(self.modes) + 1))
@@ -146,7 +154,14 @@ class Race:
 
     def rows(self) -> list[list]:
         return [
-            [self.shape, e.name, e.kind, *(f"{e.median(mode):.3f}" for mode in MODES), f"{e.first_call:.2f}"]
+            [
+                self.shape,
+                e.name,
+                e.kind,
+                *(f"{e.median(mode):.3f}" for mode in MODES),
+                f"{e.first_call:.2f}",
+                f"{e.memory:.0f}",
+            ]
             for e in self.entries
         ]
 
@@ -179,6 +194,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--seconds", type=float, default=0.1, help="the least that one measurement takes")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/speed"))
+    parser.add_argument(
+        "--memory", action="store_true", help="also each contestant's memory, in a process of its own"
+    )
     parser.add_argument("--smoke", action="store_true", help="a tiny shape, one round")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -195,12 +213,17 @@ def main() -> None:
         race.close()
         if not race.entries:
             sys.exit("error: nothing to time")
+        if args.memory:
+            race.weigh()
         race.table()
         races.append(race)
         with (args.out / "speed.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(
-                ["shape", "contestant", "kind", "forward_ms", "gradients_ms", "step_ms", "first_s"]
+                [
+                    *("shape", "contestant", "kind", "forward_ms", "gradients_ms", "step_ms"),
+                    *("first_s", "memory_mb"),
+                ]
             )
             writer.writerows(row for race in races for row in race.rows())
         draw(races, args.out / "speed.png")

@@ -72,7 +72,7 @@ def _serve(pipe: Connection, module: str) -> None:
 class _Answers:
     def __init__(self, module: str):
         self.module_name = module
-        self.made: dict[str, Any] = {}
+        self.made: dict[tuple[Problem, str], Any] = {}
 
     def enter(self, problem: Problem) -> dict[str, str]:
         """What the library can enter: names and kinds. Raises where it is not installed."""
@@ -89,22 +89,41 @@ class _Answers:
         contestant = self.module.contestants(problem)[name][1](problem)
         start = time.perf_counter()
         contestant.step()
-        self.made[name] = contestant
+        self.made[problem, name] = contestant
         return time.perf_counter() - start
 
     def error(self, problem: Problem, name: str) -> float:
         """The largest relative error of what `make` has made."""
-        return _error(self.made[name], problem, self.module.contestants(problem)[name][0])
+        return _error(self.made[problem, name], problem, self.module.contestants(problem)[name][0])
 
-    def seconds(self, name: str, mode: str, at_least: float) -> float:
+    def peak_memory(self, problem: Problem, name: str) -> float:
+        """Megabytes that training takes at its peak, beside those of the library (Linux only).
+
+        To be asked in a new process: memory that another contestant has left behind would not be counted.
+        """
+        before = _memory("VmRSS")
+        self.make(problem, name)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak so far, of making weights and of compiling, is forgotten
+        for _ in range(3):
+            self.made[problem, name].step()
+        return _memory("VmHWM") - before
+
+    def seconds(self, problem: Problem, name: str, mode: str, at_least: float) -> float:
         """Seconds per call, from as many calls as take `at_least` seconds."""
-        call = getattr(self.made[name], mode)
+        call = getattr(self.made[problem, name], mode)
         call()  # caches and threads as the contestant leaves them, not as another did
         calls, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < at_least or not calls:
             call()
             calls += 1
         return elapsed / calls
+
+
+def _memory(entry: str) -> float:
+    """An entry of this process's status, in megabytes."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(entry)) / 1024
 
 
 def _error(contestant: Any, problem: Problem, kind: str) -> float:

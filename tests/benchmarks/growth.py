@@ -1,0 +1,98 @@
+"""How the time of a training step grows with the timesteps, the units and the batch.
+
+    python tests/benchmarks/growth.py [--sweeps timesteps units batch] [--rounds 5] [--smoke]
+
+Along each sweep all sizes of all contestants take turns within every round, so that a ratio of two sizes is
+one of the same minutes. Prints tables; writes growth.csv and growth.png to `--out`.
+"""
+
+import argparse
+import csv
+import pathlib
+import random
+
+import numpy as np
+from matplotlib.figure import Figure
+from problems import TINY, Problem
+from workers import Worker
+
+SWEEPS = {
+    "timesteps": [Problem(128, n, 1, 128) for n in (28, 112, 784, 3136)],
+    "units": [Problem(128, 28, 28, n) for n in (16, 50, 128, 256, 512)],
+    "batch": [Problem(n, 28, 28, 50) for n in (1, 8, 32, 128, 512)],
+}
+# Name: library. Those whose program does not grow with the timesteps.
+CONTESTANTS = {
+    "this layer, TensorFlow XLA": "tensorflow",
+    "this layer, TensorFlow": "tensorflow",
+    "this layer, JAX": "jax",
+    "jax.lax.scan": "jax",
+    "tied SimpleRNN, TensorFlow XLA": "tensorflow",
+    "tied SimpleRNN, TensorFlow": "tensorflow",
+    "products alone": "numpy, all threads",
+}
+
+
+def measure(problems: list[Problem], rounds: int, at_least: float) -> np.ndarray:
+    """Seconds of a step, `(rounds, contestants, problems)`."""
+    workers = {library: Worker(library) for library in set(CONTESTANTS.values())}
+    for worker in workers.values():
+        worker.ask("enter", TINY)
+    runs = [(i, j) for i in range(len(CONTESTANTS)) for j in range(len(problems))]
+    names, libraries = list(CONTESTANTS), list(CONTESTANTS.values())
+    for i, j in runs:
+        workers[libraries[i]].ask("make", problems[j], names[i])
+    seconds = np.zeros((rounds, len(CONTESTANTS), len(problems)))
+    for times in seconds:
+        random.shuffle(runs)
+        for i, j in runs:
+            times[i, j] = workers[libraries[i]].ask("seconds", problems[j], names[i], "step", at_least)
+    for worker in workers.values():
+        worker.close()
+    return seconds
+
+
+def table(sweep: str, sizes: list[int], seconds: np.ndarray) -> None:
+    print(f"\n| ms a step at {sweep} = | {' | '.join(map(str, sizes))} | last over last but one |")
+    print("| --- " * (len(sizes) + 2) + "|")
+    for name, times in zip(CONTESTANTS, seconds.transpose(1, 0, 2), strict=True):
+        medians = (f"{1e3 * time:.2f}" for time in np.median(times, axis=0))
+        print(
+            f"| {name} | {' | '.join(medians)} | {np.median(times[:, -1] / times[:, -2]):.2f} |", flush=True
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.1, help="the least that one measurement takes")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/growth"))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, one round")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    random.seed(0)
+    sweeps = {name: SWEEPS[name] for name in args.sweeps}
+    if args.smoke:
+        sweeps = {"timesteps": [Problem(2, 3, 4, 5), Problem(2, 6, 4, 5)]}
+
+    figure = Figure(figsize=(5 * len(sweeps), 4), layout="constrained")
+    rows = []
+    for axes, (sweep, problems) in zip(
+        np.atleast_1d(figure.subplots(1, len(sweeps))), sweeps.items(), strict=True
+    ):
+        sizes = [getattr(problem, sweep) for problem in problems]
+        seconds = measure(problems, 1 if args.smoke else args.rounds, 0.0 if args.smoke else args.seconds)
+        table(sweep, sizes, seconds)
+        for name, times in zip(CONTESTANTS, 1e3 * np.median(seconds, axis=0), strict=True):
+            axes.loglog(sizes, times, "o-", label=name)
+            rows += [[sweep, size, name, f"{time:.3f}"] for size, time in zip(sizes, times, strict=True)]
+        axes.set(xlabel=sweep, ylabel="training step, ms")
+    axes.legend(fontsize=7)
+    figure.savefig(args.out / "growth.png", dpi=120)
+    with (args.out / "growth.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["sweep", "size", "contestant", "step_ms"], *rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The matrix products of a training step, and nothing else, as each library computes them.
+
+    python tests/benchmarks/products.py [--shapes S1 S4] [--rounds 11] [--smoke]
+
+Five products for each timestep, none of which waits for another: what a library takes for these bounds
+whatever is written in it. Prints the milliseconds of all of them, and over NumPy's.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+
+for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # as in workers.py
+    os.environ.pop(name, None)
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from problems import SHAPES, TINY, Problem  # noqa: E402
+
+
+def operands(p: Problem) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = (
+        (p.batch, p.input_dim),
+        (p.batch, p.units),
+        (p.batch, p.units),
+        (p.input_dim, p.units),
+        (p.units, p.units),
+    )
+    return [rng.standard_normal((p.timesteps, *shape), dtype="float32") for shape in shapes]
+
+
+def products(matmul: Callable, transpose: Callable, timesteps: list[tuple]) -> list:
+    """Those of `contestants.with_numpy.Floor`."""
+    found = []
+    for x, h, delta, w, u in timesteps:
+        found += [matmul(x, w), matmul(h, u), matmul(delta, transpose(u))]
+        found += [matmul(transpose(x), delta), matmul(transpose(h), delta)]
+    return found
+
+
+def libraries(problem: Problem) -> dict[str, Callable[[], object]]:
+    arrays = operands(problem)
+    numpys = list(zip(*arrays, strict=True))
+    tensors = list(zip(*([tf.constant(a) for a in stack] for stack in arrays), strict=True))
+
+    def in_tensorflow(timesteps: list) -> list:
+        return products(tf.matmul, tf.transpose, timesteps)
+
+    plain, xla = (tf.function(in_tensorflow, jit_compile=jit, autograph=False) for jit in (False, True))
+    found = {
+        "NumPy": lambda: products(np.matmul, np.transpose, numpys),
+        "TensorFlow": lambda: plain(tensors)[-1].numpy(),
+        "TensorFlow XLA": lambda: xla(tensors)[-1].numpy(),
+    }
+    try:
+        import jax
+    except ImportError:
+        return found
+    jitted = jax.jit(lambda timesteps: products(jax.numpy.matmul, jax.numpy.transpose, timesteps))
+    on_jax = jax.device_put(numpys)
+    return {**found, "JAX": lambda: jax.block_until_ready(jitted(on_jax))}
+
+
+def seconds(call: Callable, at_least: float) -> float:
+    call()
+    calls, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < at_least or not calls:
+        call()
+        calls += 1
+    return elapsed / calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["S1", "S4", "S6"])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--smoke", action="store_true", help="a tiny shape, one round")
+    args = parser.parse_args()
+    problems = {"tiny": TINY} if args.smoke else {shape: SHAPES[shape] for shape in args.shapes}
+    rounds, at_least = (1, 0.0) if args.smoke else (args.rounds, 0.1)
+
+    print("| products of | library | ms | over NumPy |\n| --- | --- | --- | --- |")
+    for shape, problem in problems.items():
+        calls = libraries(problem)
+        times = np.array([[seconds(call, at_least) for call in calls.values()] for _ in range(rounds)])
+        for name, column in zip(calls, times.T, strict=True):
+            ratio = np.median(column / times[:, 0])
+            print(f"| {shape} | {name} | {1e3 * np.median(column):.2f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
