@@ -10,6 +10,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # as in workers.py
     os.environ.pop(name, None)
@@ -17,6 +18,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from contestants.with_numpy import Floor  # noqa: E402
 from problems import SHAPES, TINY, Problem  # noqa: E402
 
 
@@ -32,36 +34,39 @@ def operands(p: Problem) -> list[np.ndarray]:
     return [rng.standard_normal((p.timesteps, *shape), dtype="float32") for shape in shapes]
 
 
-def products(matmul: Callable, transpose: Callable, timesteps: list[tuple]) -> list:
-    """Those of `contestants.with_numpy.Floor`."""
+def products(xp: Any, operands: list) -> list:
+    """Those of `contestants.with_numpy.Floor`, from stacks of operands; the gradients stacked."""
     found = []
-    for x, h, delta, w, u in timesteps:
-        found += [matmul(x, w), matmul(h, u), matmul(delta, transpose(u))]
-        found += [matmul(transpose(x), delta), matmul(transpose(h), delta)]
-    return found
+    for x, h, delta, w, u in zip(*map(xp.unstack, operands), strict=True):
+        forward = xp.matmul(x, w) + xp.matmul(h, u)
+        backward = xp.matmul(delta, xp.transpose(u))
+        found.append(
+            (forward + backward, xp.matmul(xp.transpose(x), delta), xp.matmul(xp.transpose(h), delta))
+        )
+    outputs, d_w, d_u = zip(*found, strict=True)
+    return [sum(outputs), xp.stack(d_w), xp.stack(d_u)]
 
 
 def libraries(problem: Problem) -> dict[str, Callable[[], object]]:
     arrays = operands(problem)
-    numpys = list(zip(*arrays, strict=True))
-    tensors = list(zip(*([tf.constant(a) for a in stack] for stack in arrays), strict=True))
-
-    def in_tensorflow(timesteps: list) -> list:
-        return products(tf.matmul, tf.transpose, timesteps)
-
-    plain, xla = (tf.function(in_tensorflow, jit_compile=jit, autograph=False) for jit in (False, True))
+    tensors = [tf.constant(array) for array in arrays]
+    plain, xla = (
+        tf.function(lambda *tensors: products(tf, tensors), jit_compile=jit, autograph=False)
+        for jit in (False, True)
+    )
+    floor = Floor(problem)
     found = {
-        "NumPy": lambda: products(np.matmul, np.transpose, numpys),
-        "TensorFlow": lambda: plain(tensors)[-1].numpy(),
-        "TensorFlow XLA": lambda: xla(tensors)[-1].numpy(),
+        "NumPy": floor.gradients,
+        "TensorFlow": lambda: plain(*tensors)[0].numpy(),
+        "TensorFlow XLA": lambda: xla(*tensors)[0].numpy(),
     }
     try:
         import jax
     except ImportError:
         return found
-    jitted = jax.jit(lambda timesteps: products(jax.numpy.matmul, jax.numpy.transpose, timesteps))
-    on_jax = jax.device_put(numpys)
-    return {**found, "JAX": lambda: jax.block_until_ready(jitted(on_jax))}
+    jitted = jax.jit(lambda *tensors: products(jax.numpy, tensors))
+    on_jax = jax.device_put(arrays)
+    return {**found, "JAX": lambda: jax.block_until_ready(jitted(*on_jax))}
 
 
 def seconds(call: Callable, at_least: float) -> float:
