@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+pytest.importorskip("matplotlib", reason="the benchmarks draw with it")
+
 
 class Answering:
     """A worker that answers what it is told to."""

@@ -112,6 +112,9 @@ class Race:
             if entry.kind != "floor" and entry.counted:
                 worker = Worker(entry.library)
                 worker.ask("enter", self.problem)
+                worker.ask(
+                    "tiny_error", entry.key
+                )  # the library reads its compiler into memory when first used
                 entry.memory = worker.ask("peak_memory", self.problem, entry.key)
                 worker.close()
 
@@ -144,9 +147,8 @@ class Race:
         _row("ms a call", *self.modes, "first step, s", "peak memory, MB")
         _row(*["---"] * (len(self.modes) + 3))
         for entry in sorted(self.entries, key=lambda e: (KINDS.index(e.kind), e.median("step"))):
-            times = (f"{entry.median(mode):.2f}" for mode in self.modes)
-            memory = "" if np.isnan(entry.memory) else f"{entry.memory:.0f}"
-            _row(entry.name, *times, f"{entry.first_call:.1f}", memory)
+            times = (_number(entry.median(mode), 2) for mode in self.modes)
+            _row(entry.name, *times, f"{entry.first_call:.1f}", _number(entry.memory, 0))
         print()
         _row("best over best", *self.modes)
         _row(*["---"] * (len(self.modes) + 1))
@@ -166,6 +168,11 @@ class Race:
             ]
             for e in self.entries
         ]
+
+
+def _number(value: float, digits: int) -> str:
+    """Nothing where nothing was measured."""
+    return "" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def _row(*cells: str) -> None:
