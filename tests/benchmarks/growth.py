@@ -33,29 +33,35 @@ CONTESTANTS = {
 }
 
 
-def measure(problems: list[Problem], rounds: int, at_least: float) -> np.ndarray:
-    """Seconds of a step, `(rounds, contestants, problems)`."""
-    workers = {library: Worker(library) for library in set(CONTESTANTS.values())}
-    for worker in workers.values():
-        worker.ask("enter", TINY)
-    runs = [(i, j) for i in range(len(CONTESTANTS)) for j in range(len(problems))]
-    names, libraries = list(CONTESTANTS), list(CONTESTANTS.values())
-    for i, j in runs:
-        workers[libraries[i]].ask("make", problems[j], names[i])
-    seconds = np.zeros((rounds, len(CONTESTANTS), len(problems)))
-    for times in seconds:
+def measure(problems: list[Problem], rounds: int, at_least: float) -> dict[str, np.ndarray]:
+    """Seconds of a step by contestant, `(rounds, problems)`, of the libraries that are installed."""
+    workers = {}
+    for library in dict.fromkeys(CONTESTANTS.values()):
+        worker = Worker(library)
+        try:
+            worker.ask("enter", TINY)
+            workers[library] = worker
+        except RuntimeError as error:
+            print(f"{library}: left out ({error})")
+    names = [name for name, library in CONTESTANTS.items() if library in workers]
+    runs = [(name, i) for name in names for i in range(len(problems))]
+    for name, i in runs:
+        workers[CONTESTANTS[name]].ask("make", problems[i], name)
+    seconds = {name: np.zeros((rounds, len(problems))) for name in names}
+    for turn in range(rounds):
         random.shuffle(runs)
-        for i, j in runs:
-            times[i, j] = workers[libraries[i]].ask("seconds", problems[j], names[i], "step", at_least)
+        for name, i in runs:
+            worker = workers[CONTESTANTS[name]]
+            seconds[name][turn, i] = worker.ask("seconds", problems[i], name, "step", at_least)
     for worker in workers.values():
         worker.close()
     return seconds
 
 
-def table(sweep: str, sizes: list[int], seconds: np.ndarray) -> None:
+def table(sweep: str, sizes: list[int], seconds: dict[str, np.ndarray]) -> None:
     print(f"\n| ms a step at {sweep} = | {' | '.join(map(str, sizes))} | last over last but one |")
     print("| --- " * (len(sizes) + 2) + "|")
-    for name, times in zip(CONTESTANTS, seconds.transpose(1, 0, 2), strict=True):
+    for name, times in seconds.items():
         medians = (f"{1e3 * time:.2f}" for time in np.median(times, axis=0))
         print(
             f"| {name} | {' | '.join(medians)} | {np.median(times[:, -1] / times[:, -2]):.2f} |", flush=True
@@ -84,7 +90,8 @@ def main() -> None:
         sizes = [getattr(problem, sweep) for problem in problems]
         seconds = measure(problems, 1 if args.smoke else args.rounds, 0.0 if args.smoke else args.seconds)
         table(sweep, sizes, seconds)
-        for name, times in zip(CONTESTANTS, 1e3 * np.median(seconds, axis=0), strict=True):
+        for name, turns in seconds.items():
+            times = 1e3 * np.median(turns, axis=0)
             axes.loglog(sizes, times, "o-", label=name)
             rows += [[sweep, size, name, f"{time:.3f}"] for size, time in zip(sizes, times, strict=True)]
         axes.set(xlabel=sweep, ylabel="training step, ms")
