@@ -10,10 +10,10 @@ from keras import ops
 from untied_rnn import arguments
 from untied_rnn.compilation import compiled, fastest_form
 from untied_rnn.recurrence import hold
+from untied_rnn.scan import Shape
 from untied_rnn.timestep_weights import add_timestep_weight
 
 Tensor = Any
-Shape = tuple[int | None, ...]
 
 
 class BaseUntiedRNN(keras.Layer):

@@ -43,6 +43,7 @@ def measure(problems: list[Problem], rounds: int, at_least: float) -> dict[str, 
             workers[library] = worker
         except RuntimeError as error:
             print(f"{library}: left out ({error})")
+            worker.close()
     names = [name for name, library in CONTESTANTS.items() if library in workers]
     runs = [(name, i) for name in names for i in range(len(problems))]
     for name, i in runs:

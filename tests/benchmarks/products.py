@@ -8,7 +8,6 @@ whatever is written in it. Prints the milliseconds of all of them, and over NumP
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,22 +15,11 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # as in workers.py
     os.environ.pop(name, None)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from contestants.with_numpy import Floor  # noqa: E402
-from problems import SHAPES, TINY, Problem  # noqa: E402
-
-
-def operands(p: Problem) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    shapes = (
-        (p.batch, p.input_dim),
-        (p.batch, p.units),
-        (p.batch, p.units),
-        (p.input_dim, p.units),
-        (p.units, p.units),
-    )
-    return [rng.standard_normal((p.timesteps, *shape), dtype="float32") for shape in shapes]
+import numpy as np  # noqa: E402 (reads the environment)
+import tensorflow as tf  # noqa: E402 (reads the environment)
+from contestants.with_numpy import Floor  # noqa: E402 (reads the environment)
+from problems import SHAPES, TINY, Problem  # noqa: E402 (reads the environment)
+from workers import seconds_per_call  # noqa: E402 (reads the environment)
 
 
 def products(xp: Any, operands: list) -> list:
@@ -48,13 +36,13 @@ def products(xp: Any, operands: list) -> list:
 
 
 def libraries(problem: Problem) -> dict[str, Callable[[], object]]:
-    arrays = operands(problem)
+    floor = Floor(problem)
+    arrays = [floor.x, floor.h, floor.delta, floor.w, floor.u]
     tensors = [tf.constant(array) for array in arrays]
     plain, xla = (
         tf.function(lambda *tensors: products(tf, tensors), jit_compile=jit, autograph=False)
         for jit in (False, True)
     )
-    floor = Floor(problem)
     found = {
         "NumPy": floor.gradients,
         "TensorFlow": lambda: plain(*tensors)[0].numpy(),
@@ -69,15 +57,6 @@ def libraries(problem: Problem) -> dict[str, Callable[[], object]]:
     return {**found, "JAX": lambda: jax.block_until_ready(jitted(*on_jax))}
 
 
-def seconds(call: Callable, at_least: float) -> float:
-    call()
-    calls, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < at_least or not calls:
-        call()
-        calls += 1
-    return elapsed / calls
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["S1", "S4", "S6"])
@@ -90,7 +69,9 @@ def main() -> None:
     print("| products of | library | ms | over NumPy |\n| --- | --- | --- | --- |")
     for shape, problem in problems.items():
         calls = libraries(problem)
-        times = np.array([[seconds(call, at_least) for call in calls.values()] for _ in range(rounds)])
+        times = np.array(
+            [[seconds_per_call(call, at_least) for call in calls.values()] for _ in range(rounds)]
+        )
         for name, column in zip(calls, times.T, strict=True):
             ratio = np.median(column / times[:, 0])
             print(f"| {shape} | {name} | {1e3 * np.median(column):.2f} | {ratio:.2f} |", flush=True)

@@ -112,9 +112,8 @@ class Race:
             if entry.kind != "floor" and entry.counted:
                 worker = Worker(entry.library)
                 worker.ask("enter", self.problem)
-                worker.ask(
-                    "tiny_error", entry.key
-                )  # the library reads its compiler into memory when first used
+                # The library reads its compiler into memory when it is first used.
+                worker.ask("tiny_error", entry.key)
                 entry.memory = worker.ask("peak_memory", self.problem, entry.key)
                 worker.close()
 
@@ -162,9 +161,9 @@ class Race:
                 self.shape,
                 e.name,
                 e.kind,
-                *(f"{e.median(mode):.3f}" for mode in MODES),
+                *(_number(e.median(mode), 3) for mode in MODES),
                 f"{e.first_call:.2f}",
-                f"{e.memory:.0f}",
+                _number(e.memory, 0),
             ]
             for e in self.entries
         ]

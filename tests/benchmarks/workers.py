@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -111,13 +112,16 @@ class _Answers:
 
     def seconds(self, problem: Problem, name: str, mode: str, at_least: float) -> float:
         """Seconds per call, from as many calls as take `at_least` seconds."""
-        call = getattr(self.made[problem, name], mode)
-        call()  # caches and threads as the contestant leaves them, not as another did
-        calls, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < at_least or not calls:
-            call()
-            calls += 1
-        return elapsed / calls
+        return seconds_per_call(getattr(self.made[problem, name], mode), at_least)
+
+
+def seconds_per_call(call: Callable[[], Any], at_least: float) -> float:
+    call()  # caches and threads as this call leaves them, not as another did
+    calls, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < at_least or not calls:
+        call()
+        calls += 1
+    return elapsed / calls
 
 
 def _memory(entry: str) -> float:
