@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from untied_rnn import arguments
+from untied_rnn import arguments, checksum
 from untied_rnn.compilation import compiled, fastest_form
 from untied_rnn.recurrence import hold
 from untied_rnn.scan import Shape
@@ -172,6 +172,16 @@ class BaseUntiedRNN(keras.Layer):
             name: ops.slice(weight, [0] * weight.ndim, (length, *weight.shape[1:]))
             for name, weight in weights.items()
         }
+
+    def save_own_variables(self, store: Any) -> None:
+        arrays: dict[str, Any] = {}
+        super().save_own_variables(arrays)
+        for key, value in arrays.items():
+            store[key] = value
+        store[checksum.KEY] = checksum.checksum(arrays)
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(checksum.verified(store, self.name))
 
     # States.
 
