@@ -19,7 +19,7 @@ def checksum(arrays: Mapping[str, Any]) -> np.uint32:
     for key in sorted(arrays):
         array = np.ascontiguousarray(ops.convert_to_numpy(arrays[key]))
         value = zlib.crc32(f"{key} {array.shape} {array.dtype}".encode(), value)
-        value = zlib.crc32(array.view(np.uint8), value)
+        value = zlib.crc32(array.tobytes(), value)
     return np.uint32(value)
 
 
