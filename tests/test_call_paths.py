@@ -1,0 +1,261 @@
+"""Every way to call the layer gives the same numbers, derivatives too, in any precision.
+
+What is expected comes from the layer in the widest precision, called and differentiated in the plainest way.
+That this is right is what `test_simple_rnn.py` shows, against NumPy.
+"""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from autodiff import names, outputs_and_gradients, to_numpy
+from cases import randomised
+from conftest import BACKEND, DTYPE
+from keras import ops
+
+from untied_rnn import UntiedSimpleRNN, recurrence
+
+B, T, I, U = 3, 5, 2, 4  # noqa: E741 (the letters of the formulas)
+# Largest error allowed, as a fraction of the largest number: 8 to 16 roundings of the computation's own.
+PRECISIONS = {"float64": 1e-12, "float32": 5e-6, "mixed_float16": 1e-2, "mixed_bfloat16": 8e-2}
+FORMS = {"written out": True, "loop": False}
+
+on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="these ways are TensorFlow's")
+on_jax = pytest.mark.skipif(BACKEND != "jax", reason="these ways are JAX's")
+on_torch = pytest.mark.skipif(BACKEND != "torch", reason="these ways are torch's")
+
+
+def single(array):
+    """Numbers that single precision holds exactly, for `fit` and `predict` make their data such."""
+    return array.astype("float32").astype("float64")
+
+
+@pytest.fixture
+def x(rng):
+    return single(rng.normal(size=(B, T, I)))
+
+
+def build(form="loop", dtype=DTYPE, **options):
+    layer = UntiedSimpleRNN(U, unroll=FORMS[form], dtype=dtype, **options)
+    layer.build((None, T, I))
+    return randomised(layer, np.random.default_rng(6))
+
+
+def assert_close(received, expected, precision):
+    for a, b in zip(received, expected, strict=True):
+        a, b = (np.asarray(ops.convert_to_numpy(value), "float64") for value in (a, b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=PRECISIONS[precision] * np.abs(b).max())
+
+
+@pytest.fixture
+def forms_that_ran(monkeypatch):
+    """The forms of the recurrence that ran, so that one cannot silently stand in for the other."""
+    ran = set()
+    original = recurrence.scan
+
+    def spy(*args, unroll=False, **kwargs):
+        ran.update(form for form, value in FORMS.items() if value == unroll)
+        return original(*args, unroll=unroll, **kwargs)
+
+    monkeypatch.setattr(recurrence, "scan", spy)
+    return ran
+
+
+def derivatives(layer, x):
+    """Outputs, first- and second-order gradients, by TensorFlow."""
+    import tensorflow as tf
+
+    sources = [x, *(weight.value for weight in layer.trainable_weights)]
+    with tf.GradientTape() as outer:
+        outer.watch(sources)
+        with tf.GradientTape() as inner:
+            inner.watch(sources)
+            outputs = layer(x)
+            loss = tf.reduce_sum(tf.cast(outputs, x.dtype) ** 3)
+        first = inner.gradient(loss, sources)
+        penalty = tf.add_n([tf.reduce_sum(gradient**2) for gradient in first])
+    return outputs, first, outer.gradient(penalty, sources)
+
+
+def jacobian(layer, x):
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = layer(x)
+    return tape.batch_jacobian(outputs, x)
+
+
+WAYS = {
+    "eager": {},
+    "eager, the layer under XLA": {"jit_compile": True},
+    "tf.function": {"function": {}},
+    "tf.function under XLA": {"function": {"jit_compile": True}},
+}
+
+
+def prepared(way, form, precision, function):
+    """The layer, and `function` of it as it runs in that way."""
+    import tensorflow as tf
+
+    options = WAYS[way]
+    layer = build(form, precision, jit_compile=options.get("jit_compile", False))
+    return layer, tf.function(function, **options["function"]) if "function" in options else function
+
+
+@on_tensorflow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", WAYS)
+def test_derivatives_are_the_same_whoever_compiles(way, form, precision, x, forms_that_ran):
+    layer, function = prepared(way, form, precision, derivatives)
+    outputs, first, second = function(layer, ops.convert_to_tensor(x, layer.variable_dtype))
+    assert forms_that_ran == {form}
+    assert outputs.dtype == layer.compute_dtype
+    assert all(gradient.dtype == layer.variable_dtype for gradient in [*first, *second])
+    expected = derivatives(build("written out", "float64"), ops.convert_to_tensor(x, "float64"))
+    assert_close([outputs, *first], [expected[0], *expected[1]], precision)
+    # Another gradient is another chain of roundings.
+    assert_close(second, expected[2], {"mixed_float16": "mixed_bfloat16"}.get(precision, precision))
+
+
+@on_tensorflow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", ["eager", "tf.function", "tf.function under XLA"])
+def test_batch_jacobian(way, form, precision, x, forms_that_ran):
+    import tensorflow as tf
+
+    layer, function = prepared(way, form, precision, jacobian)
+    x = ops.convert_to_tensor(x, layer.variable_dtype)
+    if (way, form) == ("tf.function under XLA", "loop"):  # what vectorises it makes lists of tensors
+        with pytest.raises(tf.errors.InvalidArgumentError, match="unsupported operations"):
+            function(layer, x)
+        return
+    received = function(layer, x)
+    assert forms_that_ran == {form}
+    expected = jacobian(build("written out", "float64"), tf.cast(x, "float64"))
+    assert_close([received], [expected], precision)
+
+
+class CustomStep(keras.Model):
+    """A training loop of a user's own, as Keras's guide writes it."""
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        weights = self.trainable_weights
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+TRAINING = {
+    "XLA": {"jit_compile": True},
+    "graph": {"jit_compile": False},
+    "eager": {"run_eagerly": True},
+    "custom step": {"jit_compile": True},
+}
+
+
+@on_tensorflow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", TRAINING)
+def test_training_step_is_the_same_however_it_runs(way, form, precision, x, rng, forms_that_ran):
+    layer = build(form, precision)
+    before, y = layer.get_weights(), single(rng.normal(size=(B, U)))
+    inputs = keras.Input((T, I), dtype=layer.variable_dtype)
+    model = (CustomStep if way == "custom step" else keras.Model)(inputs, layer(inputs))
+    loss = keras.losses.MeanSquaredError(dtype=layer.variable_dtype)  # else in single precision
+    model.compile(keras.optimizers.SGD(1.0), loss, **TRAINING[way])
+    forms_that_ran.clear()
+    model.fit(x, y, batch_size=B, verbose=0)
+    assert forms_that_ran == {form}
+    reference = build("written out", "float64")
+    output = to_numpy(reference(x))[0]
+    _, gradients = outputs_and_gradients(reference, x, [2 * (output - y) / output.size])
+    moved = [old - new for old, new in zip(before, layer.get_weights(), strict=True)]
+    assert_close(moved, [gradients[name] for name in names(layer)], precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS if BACKEND == "tensorflow" else ["float32"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])
+def test_predict_with_a_ragged_last_batch(options, form, precision, rng):
+    if BACKEND == "torch" and options.get("jit_compile"):
+        pytest.skip("`test_torch_compile` has it, where there is a compiler")
+    x = single(rng.normal(size=(7, T, I)))
+    layer = build(form, precision)
+    inputs = keras.Input((T, I), dtype=layer.variable_dtype)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(**options)
+    expected = to_numpy(build("written out")(x))
+    assert_close([model.predict(x, batch_size=3, verbose=0)], expected, precision)
+
+
+# JAX.
+
+
+@on_jax
+@pytest.mark.parametrize("form", FORMS)
+def test_jit_grad_and_vmap_over_stateless_call(form, x, forms_that_ran):
+    import jax
+
+    layer = build(form)
+    fixed = [variable.value for variable in layer.non_trainable_variables]
+
+    def call(weights, x):
+        return layer.stateless_call(weights, fixed, x)[0]
+
+    def loss(weights, x):
+        return (call(weights, x) ** 3).sum()
+
+    weights, x = [weight.value for weight in layer.trainable_weights], ops.convert_to_tensor(x, "float32")
+    expected, gradients = call(weights, x), jax.grad(loss)(weights, x)
+    assert forms_that_ran == {form}
+    assert_close([jax.jit(call)(weights, x)], [expected], "float32")
+    assert_close([jax.vmap(call, (None, 0))(weights, x[:, None])[:, 0]], [expected], "float32")
+    assert_close(jax.jit(jax.grad(loss))(weights, x), gradients, "float32")
+    per_sample = jax.vmap(jax.grad(loss), (None, 0))(weights, x[:, None])
+    assert_close([g.sum(axis=0) for g in per_sample], gradients, "float32")
+    jacobian = jax.jacrev(call, argnums=1)(weights, x)
+    cotangents = 3 * expected**2
+    assert_close(
+        [np.einsum("bu,bucti->cti", cotangents, jacobian)], [jax.grad(loss, argnums=1)(weights, x)], "float32"
+    )
+
+
+@on_jax
+def test_forward_mode_is_a_clear_error_in_a_loop_and_works_written_out(x):
+    import jax
+
+    x = ops.convert_to_tensor(x, "float32")
+    layer = build("written out")
+    _, tangent = jax.jvp(lambda x: layer(x), (x,), (x,))
+    (gradient,) = jax.vjp(lambda x: layer(x), x)[1](ops.ones((B, U)))
+    np.testing.assert_allclose(tangent.sum(), (gradient * x).sum(), rtol=1e-4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: build("loop")(x), (x,), (x,))
+
+
+# Torch.
+
+
+@on_torch
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler on the machine")
+def test_torch_compile(x):
+    import torch
+
+    layer, x = build(), ops.convert_to_tensor(x, "float32")
+    compiled = torch.compile(lambda x: layer(x))
+    assert_close([compiled(x).detach()], [layer(x).detach()], "float32")
+    gradients = []
+    for function in (compiled, layer):
+        layer.zero_grad()
+        (function(x) ** 3).sum().backward()
+        gradients.append([weight.value.grad.clone() for weight in layer.trainable_weights])
+    assert_close(*gradients, "float32")
