@@ -9,7 +9,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
+from conftest import BACKEND, DTYPE
 
 from untied_rnn import UntiedSimpleRNN
 
@@ -97,7 +97,7 @@ def test_weights_come_back_into_another_model(file, tmp_path):
     np.testing.assert_array_equal(other.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [DTYPE, "mixed_float16", "bfloat16"])
 def test_weights_come_back_in_every_precision(dtype, tmp_path):
     options = {"timesteps": 4, "recurrent_initializer": "glorot_uniform", "dtype": dtype}
     (model, x), (other, _) = build(**options), build(**options)
