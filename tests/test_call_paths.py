@@ -4,6 +4,7 @@ What is expected comes from the layer in the widest precision, called and differ
 That this is right is what `test_simple_rnn.py` shows, against NumPy.
 """
 
+import functools
 import shutil
 
 import keras
@@ -17,8 +18,15 @@ from keras import ops
 from untied_rnn import UntiedSimpleRNN, recurrence
 
 B, T, I, U = 3, 5, 2, 4  # noqa: E741 (the letters of the formulas)
-# Largest error allowed, as a fraction of the largest number: 8 to 16 roundings of the computation's own.
-PRECISIONS = {"float64": 1e-12, "float32": 5e-6, "mixed_float16": 1e-2, "mixed_bfloat16": 8e-2}
+# Largest error allowed, as a fraction of the largest number: of outputs and gradients, and of gradients of
+# gradients. In half precision 8 and 16 times the distance from 1 to the next number; over seven random inputs
+# the largest errors were 2.4 and 12 times that.
+PRECISIONS = {
+    "float64": (1e-12, 1e-12),
+    "float32": (5e-6, 5e-6),
+    "mixed_float16": (8 * 2**-10, 16 * 2**-10),
+    "mixed_bfloat16": (8 * 2**-7, 16 * 2**-7),
+}
 FORMS = {"written out": True, "loop": False}
 
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="these ways are TensorFlow's")
@@ -31,9 +39,7 @@ def single(array):
     return array.astype("float32").astype("float64")
 
 
-@pytest.fixture
-def x(rng):
-    return single(rng.normal(size=(B, T, I)))
+X = single(np.random.default_rng(7).normal(size=(B, T, I)))
 
 
 def build(form="loop", dtype=DTYPE, **options):
@@ -42,10 +48,11 @@ def build(form="loop", dtype=DTYPE, **options):
     return randomised(layer, np.random.default_rng(6))
 
 
-def assert_close(received, expected, precision):
+def assert_close(received, expected, precision, order=1):
+    fraction = PRECISIONS[precision][order - 1]
     for a, b in zip(received, expected, strict=True):
         a, b = (np.asarray(ops.convert_to_numpy(value), "float64") for value in (a, b))
-        np.testing.assert_allclose(a, b, rtol=0, atol=PRECISIONS[precision] * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=fraction * np.abs(b).max())
 
 
 @pytest.fixture
@@ -87,6 +94,12 @@ def jacobian(layer, x):
     return tape.batch_jacobian(outputs, x)
 
 
+@functools.cache
+def expected(function):
+    """`function` of the layer in double precision, written out and called eagerly."""
+    return function(build("written out", "float64"), ops.convert_to_tensor(X, "float64"))
+
+
 WAYS = {
     "eager": {},
     "eager, the layer under XLA": {"jit_compile": True},
@@ -108,35 +121,33 @@ def prepared(way, form, precision, function):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
-def test_derivatives_are_the_same_whoever_compiles(way, form, precision, x, forms_that_ran):
+def test_derivatives_are_the_same_whoever_compiles(way, form, precision, forms_that_ran):
     layer, function = prepared(way, form, precision, derivatives)
-    outputs, first, second = function(layer, ops.convert_to_tensor(x, layer.variable_dtype))
+    outputs, first, second = function(layer, ops.convert_to_tensor(X, layer.variable_dtype))
     assert forms_that_ran == {form}
     assert outputs.dtype == layer.compute_dtype
     assert all(gradient.dtype == layer.variable_dtype for gradient in [*first, *second])
-    expected = derivatives(build("written out", "float64"), ops.convert_to_tensor(x, "float64"))
-    assert_close([outputs, *first], [expected[0], *expected[1]], precision)
-    # Another gradient is another chain of roundings.
-    assert_close(second, expected[2], {"mixed_float16": "mixed_bfloat16"}.get(precision, precision))
+    expected_outputs, expected_first, expected_second = expected(derivatives)
+    assert_close([outputs, *first], [expected_outputs, *expected_first], precision)
+    assert_close(second, expected_second, precision, order=2)
 
 
 @on_tensorflow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", ["eager", "tf.function", "tf.function under XLA"])
-def test_batch_jacobian(way, form, precision, x, forms_that_ran):
+def test_batch_jacobian(way, form, precision, forms_that_ran):
     import tensorflow as tf
 
     layer, function = prepared(way, form, precision, jacobian)
-    x = ops.convert_to_tensor(x, layer.variable_dtype)
+    x = ops.convert_to_tensor(X, layer.variable_dtype)
     if (way, form) == ("tf.function under XLA", "loop"):  # what vectorises it makes lists of tensors
         with pytest.raises(tf.errors.InvalidArgumentError, match="unsupported operations"):
             function(layer, x)
         return
     received = function(layer, x)
     assert forms_that_ran == {form}
-    expected = jacobian(build("written out", "float64"), tf.cast(x, "float64"))
-    assert_close([received], [expected], precision)
+    assert_close([received], [expected(jacobian)], precision)
 
 
 class CustomStep(keras.Model):
@@ -165,7 +176,7 @@ TRAINING = {
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", TRAINING)
-def test_training_step_is_the_same_however_it_runs(way, form, precision, x, rng, forms_that_ran):
+def test_training_step_is_the_same_however_it_runs(way, form, precision, rng, forms_that_ran):
     layer = build(form, precision)
     before, y = layer.get_weights(), single(rng.normal(size=(B, U)))
     inputs = keras.Input((T, I), dtype=layer.variable_dtype)
@@ -173,11 +184,11 @@ def test_training_step_is_the_same_however_it_runs(way, form, precision, x, rng,
     loss = keras.losses.MeanSquaredError(dtype=layer.variable_dtype)  # else in single precision
     model.compile(keras.optimizers.SGD(1.0), loss, **TRAINING[way])
     forms_that_ran.clear()
-    model.fit(x, y, batch_size=B, verbose=0)
+    model.fit(X, y, batch_size=B, verbose=0)
     assert forms_that_ran == {form}
     reference = build("written out", "float64")
-    output = to_numpy(reference(x))[0]
-    _, gradients = outputs_and_gradients(reference, x, [2 * (output - y) / output.size])
+    output = to_numpy(reference(X))[0]
+    _, gradients = outputs_and_gradients(reference, X, [2 * (output - y) / output.size])
     moved = [old - new for old, new in zip(before, layer.get_weights(), strict=True)]
     assert_close(moved, [gradients[name] for name in names(layer)], precision)
 
@@ -193,8 +204,8 @@ def test_predict_with_a_ragged_last_batch(options, form, precision, rng):
     inputs = keras.Input((T, I), dtype=layer.variable_dtype)
     model = keras.Model(inputs, layer(inputs))
     model.compile(**options)
-    expected = to_numpy(build("written out")(x))
-    assert_close([model.predict(x, batch_size=3, verbose=0)], expected, precision)
+    outputs = model.predict(x, batch_size=3, verbose=0)
+    assert_close([outputs], to_numpy(build("written out")(x)), precision)
 
 
 # JAX.
@@ -202,7 +213,7 @@ def test_predict_with_a_ragged_last_batch(options, form, precision, rng):
 
 @on_jax
 @pytest.mark.parametrize("form", FORMS)
-def test_jit_grad_and_vmap_over_stateless_call(form, x, forms_that_ran):
+def test_jit_grad_and_vmap_over_stateless_call(form, forms_that_ran):
     import jax
 
     layer = build(form)
@@ -214,26 +225,26 @@ def test_jit_grad_and_vmap_over_stateless_call(form, x, forms_that_ran):
     def loss(weights, x):
         return (call(weights, x) ** 3).sum()
 
-    weights, x = [weight.value for weight in layer.trainable_weights], ops.convert_to_tensor(x, "float32")
-    expected, gradients = call(weights, x), jax.grad(loss)(weights, x)
+    weights, x = [weight.value for weight in layer.trainable_weights], ops.convert_to_tensor(X, "float32")
+    outputs, gradients = call(weights, x), jax.grad(loss)(weights, x)
     assert forms_that_ran == {form}
-    assert_close([jax.jit(call)(weights, x)], [expected], "float32")
-    assert_close([jax.vmap(call, (None, 0))(weights, x[:, None])[:, 0]], [expected], "float32")
+    assert_close([jax.jit(call)(weights, x)], [outputs], "float32")
+    assert_close([jax.vmap(call, (None, 0))(weights, x[:, None])[:, 0]], [outputs], "float32")
     assert_close(jax.jit(jax.grad(loss))(weights, x), gradients, "float32")
     per_sample = jax.vmap(jax.grad(loss), (None, 0))(weights, x[:, None])
     assert_close([g.sum(axis=0) for g in per_sample], gradients, "float32")
-    jacobian = jax.jacrev(call, argnums=1)(weights, x)
-    cotangents = 3 * expected**2
+    slopes = jax.jacrev(call, argnums=1)(weights, x)
+    cotangents = 3 * outputs**2
     assert_close(
-        [np.einsum("bu,bucti->cti", cotangents, jacobian)], [jax.grad(loss, argnums=1)(weights, x)], "float32"
+        [np.einsum("bu,bucti->cti", cotangents, slopes)], [jax.grad(loss, argnums=1)(weights, x)], "float32"
     )
 
 
 @on_jax
-def test_forward_mode_is_a_clear_error_in_a_loop_and_works_written_out(x):
+def test_forward_mode_is_a_clear_error_in_a_loop_and_works_written_out():
     import jax
 
-    x = ops.convert_to_tensor(x, "float32")
+    x = ops.convert_to_tensor(X, "float32")
     layer = build("written out")
     _, tangent = jax.jvp(lambda x: layer(x), (x,), (x,))
     (gradient,) = jax.vjp(lambda x: layer(x), x)[1](ops.ones((B, U)))
@@ -247,10 +258,10 @@ def test_forward_mode_is_a_clear_error_in_a_loop_and_works_written_out(x):
 
 @on_torch
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler on the machine")
-def test_torch_compile(x):
+def test_torch_compile():
     import torch
 
-    layer, x = build(), ops.convert_to_tensor(x, "float32")
+    layer, x = build(), ops.convert_to_tensor(X, "float32")
     compiled = torch.compile(lambda x: layer(x))
     assert_close([compiled(x).detach()], [layer(x).detach()], "float32")
     gradients = []

@@ -137,7 +137,7 @@ def test_litert_file_has_built_in_operations_only_and_runs_without_the_library(m
 from ai_edge_litert.interpreter import Interpreter
 def run(folder, inputs):
     interpreter, outputs = Interpreter(str(folder / "model.tflite")), {}
-    names = {details["op_name"] for details in interpreter._get_ops_details()}
+    names = {details["op_name"] for details in interpreter._get_ops_details()}  # nothing public lists them
     assert not any("Flex" in name or "CUSTOM" in name for name in names), names
     (entry,), (exit,) = interpreter.get_input_details(), interpreter.get_output_details()
     for name, x in inputs.items():

@@ -34,10 +34,11 @@ def verified(store: Any, owner: str) -> dict[str, np.ndarray]:
     Raises:
         ValueError: If the numbers are not those that the checksum belongs to.
     """
-    arrays = {key: store[key] for key in store.keys() if key != KEY}  # noqa: SIM118 (no dictionary)
-    if KEY in store.keys() and store[KEY] != checksum(arrays):  # noqa: SIM118
+    arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118 (a store is no dictionary)
+    expected = arrays.pop(KEY, None)
+    if expected is not None and expected != (received := checksum(arrays)):
         raise ValueError(
-            f"The stored weights of layer '{owner}' are damaged: expected checksum {store[KEY]}, received "
-            f"weights with checksum {checksum(arrays)}. Nothing was loaded into this layer."
+            f"The stored weights of layer '{owner}' are damaged: expected checksum {expected}, received "
+            f"weights with checksum {received}. Nothing was loaded into this layer."
         )
     return arrays
