@@ -39,6 +39,9 @@ WRONG = [
     ("kernel_initializer", "no such initializer", ValueError),
     ("recurrent_regularizer", "no such regularizer", ValueError),
     ("bias_constraint", "no such constraint", ValueError),
+    ("kernel_regularizer", 0.1, ValueError),
+    ("dtype", "int32", ValueError),
+    ("dtype", "float31", ValueError),
 ]
 
 

@@ -88,3 +88,13 @@ def test_from_tied_refuses_other_layers():
         UntiedSimpleRNN.from_tied(keras.layers.SimpleRNN(U), T)
     with pytest.raises(TypeError, match=r"SimpleRNN.*GRU"):
         UntiedSimpleRNN.from_tied(keras.layers.GRU(U), T)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "error"), [(0, ValueError), (1.5, TypeError), ("4", TypeError), (None, ValueError)]
+)
+def test_from_tied_refuses_wrong_timesteps(timesteps, error):
+    tied = keras.layers.SimpleRNN(U)
+    tied.build((B, T, I))
+    with pytest.raises(error, match=f"^(`timesteps`|UntiedSimpleRNN).*Received: timesteps={timesteps!r}"):
+        UntiedSimpleRNN.from_tied(tied, timesteps)

@@ -98,13 +98,13 @@ def test_unrolling_needs_a_defined_time_axis():
 # Masks.
 
 
-@pytest.mark.parametrize("form", ["bool", "int", "rank 3"])
+@pytest.mark.parametrize("form", ["bool", "int", "rank 3", "list"])
 def test_mask_forms(x, rng, form):
     layer = UntiedSimpleRNN(U)
     mask = rng.random((B, T)) < 0.5
     expected = to_numpy(layer(x, mask=mask))[0]
     assert not np.allclose(expected, to_numpy(layer(x))[0])
-    other = {"bool": mask, "int": mask.astype("int32"), "rank 3": mask[:, :, None]}[form]
+    other = {"bool": mask, "int": mask.astype("int32"), "rank 3": mask[:, :, None], "list": [mask]}[form]
     close(to_numpy(layer(x, mask=other))[0], expected)
 
 
@@ -257,6 +257,23 @@ def test_low_precision_follows_float32(x, policy):
         (lambda layer, x: layer(x, initial_state=np.ones((1, U))), r"\(3, 5\)\].*\(1, 5\)"),
         (lambda layer, x: layer(x, initial_state=[np.ones((B, U))] * 2), r"\(3, 5\)\].*\(3, 5\), \(3, 5\)"),
         (lambda layer, x: layer(x, initial_state=[]), "expected initial states"),
+        (lambda layer, x: layer(x, initial_state=1.0), r"\(3, 5\)\].*\(\)\]"),
+        (lambda layer, x: layer(x, initial_state=np.ones((B, U)).tolist()), r"\(3, 5\)\].*\(5,\), \(5,\)"),
+        (lambda layer, x: layer(x, mask=True), r"mask of shape \(3, 4\).*\(\)"),
+        (lambda layer, x: layer(x, mask=np.ones((B, T, 2), bool)), r"mask of shape \(3, 4\)"),
+        (lambda layer, x: layer(x, mask=np.ones((B, T), bool).tolist()), r"mask of shape \(3, 4\).*\(4,\)"),
+        (lambda layer, x: layer([x, x]), "1 input"),
+        (lambda layer, x: layer(x[:, :0]), "at least one timestep"),
+        (lambda layer, x: layer.set_weights(layer.get_weights()[:2]), "length 2"),
+        (lambda layer, x: layer.set_weights([w[0] for w in layer.get_weights()]), r"\(4, 2, 5\).*\(2, 5\)"),
+        # Before there are any numbers.
+        (lambda layer, x: layer(keras.Input((T, I + 1))), "axis 2"),
+        (lambda layer, x: layer(keras.Input((T + 1, I))), r"4 timesteps.*sequence of 5"),
+        (lambda layer, x: layer(keras.Input((T, I)), initial_state=keras.Input((U + 1,))), r"5\)\].*6\)\]"),
+        (
+            lambda layer, x: layer(keras.Input((T, I)), initial_state=[keras.Input((U,))] * 2),
+            "expected initial",
+        ),
     ],
 )
 def test_wrong_calls(call, message, x):
@@ -275,6 +292,7 @@ def test_wrong_calls(call, message, x):
         ((B, None, I), {}, "timesteps=None"),
         ((B, T + 1, I), {"timesteps": T}, r"4 timesteps.*sequence of 5"),
         ((None, T, I), {"stateful": True}, "batch size"),
+        ([(B, T, I), (B, U)], {}, "input of shape"),
     ],
 )
 def test_wrong_builds(shape, options, message):

@@ -53,6 +53,8 @@ class BaseUntiedRNN(keras.Layer):
         received = dict(locals())
         super().__init__(**kwargs)
         arguments.store(self, BaseUntiedRNN.__init__, received)
+        if not keras.backend.is_float_dtype(self.compute_dtype):
+            raise ValueError(f"`dtype` must be a floating-point one. Received: dtype={self.compute_dtype}")
         self.supports_masking = True
         self.input_spec = keras.InputSpec(ndim=3)
         self._weight_names: list[str] = []
@@ -112,7 +114,7 @@ class BaseUntiedRNN(keras.Layer):
         return weight
 
     def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
-        batch_size, length, input_dim = self._checked(sequences_shape)
+        batch_size, length, input_dim = self._checked(sequences_shape, initial_state_shape)
         if input_dim is None:
             raise ValueError(
                 f"{type(self).__name__} needs a defined last axis of its input. "
@@ -137,8 +139,8 @@ class BaseUntiedRNN(keras.Layer):
         if self.stateful and batch_size is not None:
             self._create_states(batch_size)
 
-    def _checked(self, shape: Shape) -> Shape:
-        """The shape of an input, if the layer can process it."""
+    def _checked(self, shape: Shape, initial_state_shape: Any = None) -> Shape:
+        """The shape of an input, if the layer can process it, from an initial state of that shape."""
         if len(shape) != 3 or shape[1] == 0:
             raise ValueError(
                 f"{type(self).__name__} expected an input of shape (batch, timesteps, input_dim) with at "
@@ -150,6 +152,15 @@ class BaseUntiedRNN(keras.Layer):
                 f"{type(self).__name__} has weights for {self.timesteps} timesteps, and cannot process "
                 f"a sequence of {length}. Expected a sequence of at most {self.timesteps} timesteps."
             )
+        if initial_state_shape is not None:
+            expected = [(shape[0], size) for size in self.state_size]
+            single = all(size is None or isinstance(size, int) for size in initial_state_shape)
+            received = [tuple(shape) for shape in ([initial_state_shape] if single else initial_state_shape)]
+            if len(expected) != len(received) or not all(map(_compatible, expected, received)):
+                raise ValueError(
+                    f"{type(self).__name__} expected initial states of shapes {expected} for a batch of "
+                    f"{shape[0]}. Received: shapes {received}"
+                )
         return shape
 
     def _check_unroll(self, length: int | None) -> None:
@@ -224,14 +235,9 @@ class BaseUntiedRNN(keras.Layer):
                 return self.get_initial_state(batch_size)
             # Copied because torch would else see the tensor change before its backward pass.
             initial_state = [ops.copy(ops.convert_to_tensor(state)) for state in self.states or []]
-        states = list(initial_state) if isinstance(initial_state, (list, tuple)) else [initial_state]
-        expected = [(sequences.shape[0], size) for size in self.state_size]
-        received = [tuple(state.shape) for state in states]
-        if len(expected) != len(received) or not all(map(_compatible, expected, received)):
-            raise ValueError(
-                f"{type(self).__name__} expected initial states of shapes {expected} for a batch of "
-                f"{sequences.shape[0]}. Received: shapes {received}"
-            )
+        states = initial_state if isinstance(initial_state, (list, tuple)) else [initial_state]
+        states = [ops.convert_to_tensor(state) for state in states]
+        self._checked(sequences.shape, [state.shape for state in states])
         return [ops.cast(state, self.compute_dtype) for state in states]
 
     # The call.
@@ -276,6 +282,7 @@ class BaseUntiedRNN(keras.Layer):
     def _time_major(mask: Tensor | None, sequences: Tensor) -> Tensor | None:
         if mask is None:
             return None
+        mask = ops.convert_to_tensor(_first(mask))
         if len(mask.shape) == 2:
             mask = ops.expand_dims(mask, -1)
         expected = (*sequences.shape[:2], 1)
@@ -309,7 +316,7 @@ class BaseUntiedRNN(keras.Layer):
     # Shapes, masks, configuration.
 
     def compute_output_shape(self, sequences_shape: Shape, initial_state_shape: Any = None) -> tuple:
-        batch_size, length, _ = self._checked(sequences_shape)
+        batch_size, length, _ = self._checked(sequences_shape, initial_state_shape)
         self._check_unroll(length)
         output = (
             (batch_size, length, self.output_size)
@@ -319,9 +326,13 @@ class BaseUntiedRNN(keras.Layer):
         return (output, *((batch_size, size) for size in self.state_size)) if self.return_state else output
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        mask = mask[0] if isinstance(mask, (list, tuple)) else mask
-        mask = mask if self.return_sequences else None
+        mask = _first(mask) if self.return_sequences else None
         return [mask] + [None] * len(self.state_size) if self.return_state else mask
+
+
+def _first(mask: Any) -> Any:
+    """The mask of the sequences, which Keras allows to be given in a list."""
+    return mask[0] if isinstance(mask, (list, tuple)) else mask
 
 
 def _compatible(expected: Shape, received: Shape) -> bool:

@@ -254,7 +254,7 @@ class UntiedSimpleRNN(BaseUntiedRNN):
         del config["name"]  # two layers of one name cannot stand in one model
         if not config["unroll"]:  # the default there: nothing was asked for
             del config["unroll"]
-        untied = cls.from_config(config)
+        untied = cls(**config)  # and not `from_config`, which would wrap what is wrong with `timesteps`
         batch_size = layer.states[0].shape[0] if layer.stateful else None
         untied.build((batch_size, untied.timesteps, layer.cell.kernel.shape[0]))
         untied.set_weights([ops.repeat(w[None], untied.timesteps, axis=0) for w in layer.get_weights()])
