@@ -311,10 +311,61 @@ def test_stateful_layer_refuses_another_batch_size(x):
         layer(x[:2])
 
 
+# What a subclass supplies.
+
+OFF = dict.fromkeys(
+    ["return_sequences", "return_state", "go_backwards", "stateful", "unroll", "zero_output_for_mask"], False
+)
+
+
+class Sums(BaseUntiedRNN):
+    """No more than a subclass must define, and two states: `s_t = s_{t-1} + w_t x_t`, and the sum of means."""
+
+    state_size = (I, 1)
+    output_size = 1
+
+    def __init__(self, **options):
+        super().__init__(timesteps=None, jit_compile="auto", **{**OFF, **options})
+
+    def build_weights(self, input_dim):
+        self.weight = self.add_timestep_weight("weight", (input_dim,), keras.initializers.RandomNormal())
+
+    def recurrence(self, inputs, states, mask, weights, noise, unroll):
+        assert noise == {}
+        sums = states[0] + keras.ops.cumsum(inputs * weights["weight"][:, None], axis=0)
+        means = states[1] + keras.ops.mean(sums, axis=-1, keepdims=True)
+        return means, [sums[-1], means[-1]]
+
+
+def test_a_subclass_is_its_weights_and_its_recurrence(x, rng):
+    layer = Sums(return_sequences=True, return_state=True)
+    states = [rng.normal(size=(B, size)).astype("float32") for size in (I, 1)]
+    received = to_numpy(layer(x, initial_state=states))
+    sums = states[0][:, None] + np.cumsum(x * layer.get_weights()[0], axis=1)
+    means = states[1][:, None] + sums.mean(axis=-1, keepdims=True)
+    for value, expected in zip(received, (means, sums[:, -1], means[:, -1]), strict=True):
+        close(value, expected)
+    symbolic = layer(keras.Input((T, I)), initial_state=[keras.Input((I,)), keras.Input((1,))])
+    assert [tuple(value.shape) for value in symbolic] == [(None, T, 1), (None, I), (None, 1)]
+    for wrong in (states[::-1], states[:1], states[0], [*states, states[0]]):
+        with pytest.raises(ValueError, match=r"\[\(3, 2\), \(3, 1\)\] for a batch of 3. Received"):
+            layer(x, initial_state=wrong)
+
+
+def test_all_states_of_a_stateful_subclass_carry_on(x):
+    layer = Sums(stateful=True, return_state=True)
+    first = layer(x)
+    second = to_numpy(layer(x))
+    free = Sums(return_state=True)
+    free.build(x.shape)
+    free.set_weights(layer.get_weights())
+    for value, expected in zip(second, to_numpy(free(x, initial_state=list(first[1:]))), strict=True):
+        close(value, expected)
+
+
 def test_base_layer_says_what_a_subclass_must_define(x):
-    options = dict.fromkeys(
-        ["return_sequences", "return_state", "go_backwards", "stateful", "unroll", "zero_output_for_mask"],
-        False,
-    )
+    layer = BaseUntiedRNN(timesteps=None, jit_compile="auto", **OFF)
     with pytest.raises(NotImplementedError, match="build_weights"):
-        BaseUntiedRNN(timesteps=None, jit_compile="auto", **options).build(x.shape)
+        layer.build(x.shape)
+    with pytest.raises(NotImplementedError, match="recurrence"):
+        layer.recurrence(x, [], None, {}, {}, False)
