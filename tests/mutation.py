@@ -30,11 +30,10 @@ TESTS = {
     "tensorflow_loop": ["scan", "recurrence"],
     "timestep_weights": ["timestep_weights", "simple_rnn"],
     "rnn": ["rnn", "properties", "simple_rnn"],
-    "checksum": ["saving"],
-    "compilation": ["compilation", "call_paths"],
-    "arguments": ["arguments", "simple_rnn"],
 }
-LIMIT = 900  # seconds; a mutant that loops for ever has been noticed
+# Hundreds of chosen cases of what `test_properties.py` draws.
+SKIPPED = "tests/test_simple_rnn.py::test_equals_the_numpy_loop"
+LIMIT = 1800  # seconds; a mutant that loops for ever has been noticed
 
 
 def possible_mutants() -> list[MutationSpec]:
@@ -58,8 +57,10 @@ def enter_copy() -> None:
 
 def run(mutant: MutationSpec) -> dict[str, str | int]:
     files = [f"tests/test_{name}.py" for name in TESTS[mutant.module_path.stem]]
+    command = f"{sys.executable} -m pytest -x -q --deselect {SKIPPED} {' '.join(files)}"
     start = time.perf_counter()
-    result = mutate_and_test([mutant], f"{sys.executable} -m pytest -x -q {' '.join(files)}", LIMIT)
+    result = mutate_and_test([mutant], command, LIMIT)
+    outcome = result.test_outcome or result.worker_outcome
     removed, added = "", ""
     for line in (result.diff or "").splitlines():
         if line.startswith(("-", "+")) and not line.startswith(("---", "+++")):
@@ -67,7 +68,7 @@ def run(mutant: MutationSpec) -> dict[str, str | int]:
     return {
         "module": mutant.module_path.stem,
         "line": mutant.start_pos[0],
-        "outcome": str((result.test_outcome or result.worker_outcome).value),
+        "outcome": "timeout" if result.output == "timeout" else outcome.value,
         "seconds": round(time.perf_counter() - start),
         "original": removed,
         "mutant": added,

@@ -319,7 +319,7 @@ OFF = dict.fromkeys(
 
 
 class Sums(BaseUntiedRNN):
-    """No more than a subclass must define, and two states: `s_t = s_{t-1} + w_t x_t`, and the sum of means."""
+    """No more than a subclass must define, and two states: `s_t = s_{t-1} + w_t x_t`, and sums of means."""
 
     state_size = (I, 1)
     output_size = 1
