@@ -1,6 +1,6 @@
 """Do the tests notice a wrong program? A random sample of one-token changes, each run against its tests.
 
-    pip install cosmic-ray
+    pip install cosmic-ray jax torch
     python tests/mutation.py --mutants 160 --out docs/reliability/mutants.csv
 
 Each mutant of a module is tested by that module's own test files, in the order below, until one test fails.
@@ -31,6 +31,8 @@ TESTS = {
     "timestep_weights": ["timestep_weights", "simple_rnn"],
     "rnn": ["rnn", "properties", "simple_rnn"],
 }
+# These have a few lines that are another backend's.
+BACKENDS = dict.fromkeys(["recurrence", "scan"], ["tensorflow", "jax", "torch"])
 # Hundreds of chosen cases of what `test_properties.py` draws.
 SKIPPED = "tests/test_simple_rnn.py::test_equals_the_numpy_loop"
 LIMIT = 1800  # seconds; a mutant that loops for ever has been noticed
@@ -57,9 +59,12 @@ def enter_copy() -> None:
 
 def run(mutant: MutationSpec) -> dict[str, str | int]:
     files = [f"tests/test_{name}.py" for name in TESTS[mutant.module_path.stem]]
-    command = f"{sys.executable} -m pytest -x -q --deselect {SKIPPED} {' '.join(files)}"
+    pytest = f"{sys.executable} -m pytest -x -q --deselect {SKIPPED} {' '.join(files)}"
     start = time.perf_counter()
-    result = mutate_and_test([mutant], command, LIMIT)
+    for backend in BACKENDS.get(mutant.module_path.stem, ["tensorflow"]):
+        result = mutate_and_test([mutant], f"env KERAS_BACKEND={backend} {pytest}", LIMIT)
+        if result.is_killed:
+            break
     outcome = result.test_outcome or result.worker_outcome
     removed, added = "", ""
     for line in (result.diff or "").splitlines():
