@@ -29,10 +29,10 @@ TESTS = {
     "scan": ["scan", "properties"],
     "tensorflow_loop": ["scan", "recurrence"],
     "timestep_weights": ["timestep_weights", "simple_rnn"],
-    "rnn": ["rnn", "properties", "simple_rnn"],
+    "rnn": ["rnn", "properties", "compilation", "simple_rnn"],
 }
 # These have a few lines that are another backend's.
-BACKENDS = dict.fromkeys(["recurrence", "scan"], ["tensorflow", "jax", "torch"])
+BACKENDS = {module: ["tensorflow", "jax", "torch"] for module in ("recurrence", "scan")}
 # Hundreds of chosen cases of what `test_properties.py` draws.
 SKIPPED = "tests/test_simple_rnn.py::test_equals_the_numpy_loop"
 LIMIT = 1800  # seconds; a mutant that loops for ever has been noticed

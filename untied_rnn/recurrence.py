@@ -148,7 +148,8 @@ def hold(outputs: Tensor, mask: Tensor, unroll: bool | int = False) -> Tensor:
     """
 
     def step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-        output = ops.where(x[1], x[0], carry[0])
+        (held,), (output, keep) = carry, x
+        output = ops.where(keep, output, held)
         return [output], [output]
 
     return scan(step, [ops.zeros_like(outputs[0])], [outputs, mask], unroll=unroll)[1][0]

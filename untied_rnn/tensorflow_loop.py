@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from keras import ops
 
 Tensors = list[Any]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
@@ -109,7 +110,7 @@ def _loop(
     reverse: bool,
     steps_per_iteration: int,
 ) -> tuple[Tensors, Tensors]:
-    timesteps = tf.shape(xs[0])[0] if xs[0].shape[0] is None else xs[0].shape[0]
+    timesteps = ops.shape(xs[0])[0]
     inputs = [tf.TensorArray(x.dtype, timesteps, element_shape=x.shape[1:]).unstack(x) for x in xs]
     outputs = [tf.TensorArray(spec.dtype, timesteps, element_shape=spec.shape) for spec in y_specs]
     carry_specs = _specs(carry)
@@ -126,16 +127,14 @@ def _loop(
             loop_vars = single(*loop_vars)
         return loop_vars
 
-    def loop(body: Callable, loop_vars: tuple, last: Any, iterations: Any) -> tuple:
-        # XLA sizes buffers by the bound on the iterations.
+    def loop(body: Callable, loop_vars: tuple, iterations: Any) -> tuple:
+        # The bound is also what XLA sizes buffers by.
         return tf.while_loop(
-            lambda i, *_: i < last, body, loop_vars, maximum_iterations=iterations, parallel_iterations=1
+            lambda *_: True, body, loop_vars, maximum_iterations=iterations, parallel_iterations=1
         )
 
-    rest = timesteps % steps_per_iteration
-    loop_vars = (tf.constant(0), carry, outputs)
-    loop_vars = loop(several, loop_vars, timesteps - rest, timesteps // steps_per_iteration)
+    loop_vars = loop(several, (tf.constant(0), carry, outputs), timesteps // steps_per_iteration)
     if steps_per_iteration > 1:
-        loop_vars = loop(single, loop_vars, timesteps, rest)
+        loop_vars = loop(single, loop_vars, timesteps % steps_per_iteration)
     _, carry, outputs = loop_vars
     return carry, [output.stack() for output in outputs]
