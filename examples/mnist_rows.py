@@ -8,12 +8,15 @@ Writes metrics.csv, learning_curve.png and model.keras to `--out`.
 """
 
 import argparse
-import csv
 import json
 import os
 import pathlib
+import shutil
 import sys
 import warnings
+import zipfile
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -63,6 +66,8 @@ def seed_recipe(units: int, epochs: int, steps_per_epoch: int) -> keras.Model:
 
 
 def compiled(model: keras.Model, optimizer: keras.optimizers.Optimizer, steps_per_epoch: int) -> keras.Model:
+    if not optimizer.built:  # now rather than in the first step, so that a trial save is a full one
+        optimizer.build(model.trainable_variables)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # A step this small takes no longer than a turn through Python, so as many as divide an epoch run at once.
     steps_at_once = max(n for n in range(1, 51) if steps_per_epoch % n == 0)
@@ -88,17 +93,30 @@ def batches(x: np.ndarray, y: np.ndarray, seed: int, first_step: int) -> tf.data
         return indices.map(lambda i: (tf.gather(images, i), tf.gather(labels, i))).prefetch(16)
 
 
-class Checkpoint(keras.callbacks.Callback):
-    """Saves the whole model after every epoch; a crash while writing leaves the last one intact."""
+def replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """Has `write` write a file that takes the place of `path` when it is whole.
 
-    def __init__(self, path: pathlib.Path):
-        super().__init__()
-        self.path = path
+    So whatever happens at whatever moment, `path` is either the old file or the new one.
+    """
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        unfinished = self.path.with_name(f"unfinished_{self.path.name}")
-        self.model.save(unfinished)
-        os.replace(unfinished, self.path)
+
+def check_disk(model: keras.Model, folder: pathlib.Path) -> None:
+    """Saves a trial, so that a full disk is an error now and not after an epoch."""
+    trial = folder / "unfinished_checkpoint.keras"
+    try:
+        model.save(trial)
+        # Beside a checkpoint, the next one or the final model for a moment; as much again for the rest.
+        needed, free = 2 * trial.stat().st_size, shutil.disk_usage(folder).free
+    finally:
+        trial.unlink(missing_ok=True)
+    if free < needed:
+        raise OSError(f"expected {needed:,} free bytes, received {free:,}")
 
 
 def read_csv(path: pathlib.Path) -> np.ndarray:
@@ -123,11 +141,13 @@ def draw(metrics: pathlib.Path, overlay: np.ndarray | None, steps_per_epoch: int
 
 
 def trim(metrics: pathlib.Path, epochs: int) -> None:
-    """Drops what was logged after the last checkpoint: those epochs are run again."""
-    with metrics.open(newline="") as file:
-        header, *rows = list(csv.reader(file))
-    with metrics.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows[:epochs]])
+    """Drops what was logged after the last checkpoint, a torn line too: those epochs are run again."""
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    replace(metrics, lambda path: path.write_bytes(b"".join(lines[: 1 + epochs])))
+
+
+def fail(what: str, error: Exception) -> NoReturn:
+    sys.exit(f"error: {what}: {' '.join(str(error).split())}")
 
 
 def positive(text: str) -> int:
@@ -155,6 +175,15 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    try:
+        train(args)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: go on with the same command and --resume")
+    except OSError as error:
+        fail(f"cannot use --out {args.out}", error)
+
+
+def train(args: argparse.Namespace) -> None:
     seed_run = args.recipe == "seed"
     epochs = args.epochs or (130 if seed_run else 30)
 
@@ -166,50 +195,51 @@ def main() -> None:
     try:
         overlay = read_csv(args.overlay) if args.overlay else None
     except (OSError, ValueError) as error:
-        sys.exit(f"error: cannot read --overlay {args.overlay}: {error}")
+        fail(f"cannot read --overlay {args.overlay}", error)
     checkpoint, metrics, settings = (
         args.out / name for name in ("checkpoint.keras", "metrics.csv", "settings.json")
     )
     run = {key: getattr(args, key) for key in ("data", "recipe", "units", "seed")} | {"epochs": epochs}
-    resumed = args.resume and checkpoint.exists()
-    try:
-        if resumed and (before := json.loads(settings.read_text())) != run:
-            sys.exit(f"error: cannot resume {args.out}: it was started with {before}, received {run}")
-        args.out.mkdir(parents=True, exist_ok=True)
-        settings.write_text(json.dumps(run))
-        if not resumed:
-            checkpoint.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: cannot use --out {args.out}: {error}")
-
+    args.out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
+    resumed = args.resume and checkpoint.exists()
     if resumed:
-        model = keras.saving.load_model(checkpoint)
+        try:
+            if (before := json.loads(settings.read_text())) != run:
+                sys.exit(f"error: cannot resume {args.out}: it was started with {before}, received {run}")
+            model = keras.saving.load_model(checkpoint)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            fail(f"cannot resume {args.out}", error)
     else:
         build = seed_recipe if seed_run else modern_recipe
         model = build(args.units, epochs, steps_per_epoch)
-    model.summary()
+    check_disk(model, args.out)
 
     step = int(model.optimizer.iterations)
     if resumed:
         trim(metrics, step // steps_per_epoch)
-    try:
-        model.fit(
-            batches(x_train, y_train, args.seed, first_step=step),
-            initial_epoch=step // steps_per_epoch,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            validation_data=(x_test, y_test),
-            shuffle=False,  # `batches` has shuffled
-            validation_batch_size=1000,
-            callbacks=[keras.callbacks.CSVLogger(metrics, append=resumed), Checkpoint(checkpoint)],
-        )
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted: go on with the same command and --resume (checkpoint in {args.out})")
+    else:
+        # The checkpoint first: with new settings beside it, an old one could be taken for this run's.
+        checkpoint.unlink(missing_ok=True)
+        replace(settings, lambda path: path.write_text(json.dumps(run)))
+    model.summary()
+    model.fit(
+        batches(x_train, y_train, args.seed, first_step=step),
+        initial_epoch=step // steps_per_epoch,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        validation_data=(x_test, y_test),
+        shuffle=False,  # `batches` has shuffled
+        validation_batch_size=1000,
+        callbacks=[
+            keras.callbacks.CSVLogger(metrics, append=resumed),
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: replace(checkpoint, model.save)),
+        ],
+    )
 
     _, accuracy = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
-    model.save(args.out / "model.keras")
-    draw(metrics, overlay, steps_per_epoch, args.out / "learning_curve.png")
+    replace(args.out / "model.keras", model.save)
+    replace(args.out / "learning_curve.png", lambda path: draw(metrics, overlay, steps_per_epoch, path))
     print(f"test accuracy {accuracy:.4f} ({len(x_test)} digits); results in {args.out}")
 
 

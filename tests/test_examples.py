@@ -47,10 +47,6 @@ def digits(tmp_path_factory):
     return path
 
 
-def weights(folder):
-    return keras.saving.load_model(folder / "model.keras").get_weights()
-
-
 @pytest.mark.parametrize("recipe", ["modern", "seed"])
 def test_mnist_rows_writes_what_it_says(digits, tmp_path, recipe):
     epochs = {"modern": 8, "seed": 1}[recipe]
@@ -98,26 +94,6 @@ def test_seed_recipe_is_the_notebook(digits, tmp_path):
         0.9,
         1e-10,
     )
-
-
-@pytest.mark.parametrize("recipe", ["modern", "seed"])
-def test_killed_run_resumes_to_the_same_weights(digits, tmp_path, recipe):
-    arguments = ["--data", digits, "--recipe", recipe, "--epochs", {"modern": 6, "seed": 3}[recipe]]
-    code, _, stderr = finish(run("mnist_rows.py", *arguments, "--out", tmp_path / "whole"))
-    assert code == 0, stderr
-    process = run("mnist_rows.py", *arguments, "--out", tmp_path / "killed")
-    while not (tmp_path / "killed" / "checkpoint.keras").exists():
-        assert process.poll() is None, process.communicate()
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "killed" / "model.keras").exists()
-    code, stdout, stderr = finish(run("mnist_rows.py", *arguments, "--resume", "--out", tmp_path / "killed"))
-    assert code == 0, stderr
-    assert "Epoch 1/" not in stdout
-    for a, b in zip(weights(tmp_path / "whole"), weights(tmp_path / "killed"), strict=True):
-        np.testing.assert_array_equal(a, b)
-    logs = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "killed")]
-    assert [line.split(",")[0] for line in logs[0]] == [line.split(",")[0] for line in logs[1]]
 
 
 def broken(tmp_path, kind, digits):
