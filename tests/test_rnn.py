@@ -145,7 +145,7 @@ def test_compute_mask_is_that_of_keras(x, return_sequences, return_state):
     options = {"return_sequences": return_sequences, "return_state": return_state}
     mask = keras.ops.ones((B, T), "bool")
     assert UntiedSimpleRNN(U, **options).supports_masking
-    for given in (mask, [mask], None):
+    for given in (mask, [mask], [mask, None], None):
         expected = keras.layers.SimpleRNN(U, **options).compute_mask(x, given)
         received = UntiedSimpleRNN(U, **options).compute_mask(x, given)
         assert str(received) == str(expected)
@@ -170,6 +170,12 @@ def test_initial_state_forms(x, rng):
     assert not np.allclose(expected, to_numpy(layer(x))[0])
     close(to_numpy(layer(x, initial_state=[state]))[0], expected)
     close(to_numpy(layer(x, initial_state=layer.get_initial_state(B)))[0], to_numpy(layer(x))[0])
+
+
+def test_large_states_are_compared_by_their_size(x):
+    """CPython has one object for each small integer only."""
+    layer = UntiedSimpleRNN(300)
+    close(to_numpy(layer(x, initial_state=np.zeros((B, 300), "float32")))[0], to_numpy(layer(x))[0])
 
 
 def test_encoder_decoder_trains_through_the_state(x):
