@@ -155,7 +155,7 @@ class BaseUntiedRNN(keras.Layer):
         if initial_state_shape is not None:
             expected = [(shape[0], size) for size in self.state_size]
             single = all(size is None or isinstance(size, int) for size in initial_state_shape)
-            received = [tuple(shape) for shape in ([initial_state_shape] if single else initial_state_shape)]
+            received = [tuple(state) for state in ([initial_state_shape] if single else initial_state_shape)]
             if len(expected) != len(received) or not all(map(_compatible, expected, received)):
                 raise ValueError(
                     f"{type(self).__name__} expected initial states of shapes {expected} for a batch of "
