@@ -9,18 +9,16 @@ Writes metrics.csv, learning_curve.png and model.keras to `--out`.
 
 import argparse
 import json
-import os
 import pathlib
 import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
-from typing import Any, NoReturn
 
 import keras
 import numpy as np
 import tensorflow as tf
+from command_line import fail, positive, replace
 from digits import load_digits
 from matplotlib.figure import Figure
 
@@ -93,19 +91,6 @@ def batches(x: np.ndarray, y: np.ndarray, seed: int, first_step: int) -> tf.data
         return indices.map(lambda i: (tf.gather(images, i), tf.gather(labels, i))).prefetch(16)
 
 
-def replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-    """Has `write` write a file that takes the place of `path` when it is whole.
-
-    So whatever happens at whatever moment, `path` is either the old file or the new one.
-    """
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    try:
-        write(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def check_disk(model: keras.Model, folder: pathlib.Path) -> None:
     """Saves a trial, so that a full disk is an error now and not after an epoch."""
     trial = folder / "unfinished_checkpoint.keras"
@@ -144,16 +129,6 @@ def trim(metrics: pathlib.Path, epochs: int) -> None:
     """Drops what was logged after the last checkpoint, a torn line too: those epochs are run again."""
     lines = metrics.read_bytes().splitlines(keepends=True)
     replace(metrics, lambda path: path.write_bytes(b"".join(lines[: 1 + epochs])))
-
-
-def fail(what: str, error: Exception) -> NoReturn:
-    sys.exit(f"error: {what}: {' '.join(str(error).split())}")
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, received {text}")
-    return int(text)
 
 
 def parse() -> argparse.Namespace:

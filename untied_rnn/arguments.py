@@ -31,6 +31,14 @@ def _rate(name: str, value: Any) -> float:
     return float(value)
 
 
+def _positive_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a positive number. Received: {name}={value!r}")
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
+    return float(value)
+
+
 def _boolean(name: str, value: Any) -> bool:
     if not isinstance(value, numbers.Integral) or value not in (0, 1):
         raise TypeError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}")
@@ -63,6 +71,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "units": _positive_integer,
     "output_units": _optional_positive_integer,
     "timesteps": _optional_positive_integer,
+    "input_dim": _positive_integer,
+    "output_dim": _positive_integer,
+    "num_classes": _positive_integer,
+    "num_layers": _positive_integer,
+    "batch_size": _optional_positive_integer,
+    "learning_rate": _positive_number,
     "dropout": _rate,
     "recurrent_dropout": _rate,
     "seed": _seed,
@@ -85,6 +99,7 @@ _KERAS_MODULES = {
     "initializer": keras.initializers,
     "regularizer": keras.regularizers,
     "constraint": keras.constraints,
+    "optimizer": keras.optimizers,
 }
 
 
@@ -97,6 +112,12 @@ def _names(init: Callable) -> list[str]:
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
 
 
+def check(name: str, value: Any) -> Any:
+    """`value` as what the argument `name` takes: a number, or a Keras object for its name."""
+    module = _keras_module(name)
+    return module.get(value) if module else _CHECKS[name](name, value)
+
+
 def store(layer: keras.Layer, init: Callable, values: dict[str, Any]) -> None:
     """Sets every argument of the constructor `init` as a checked attribute of `layer`.
 
@@ -106,9 +127,7 @@ def store(layer: keras.Layer, init: Callable, values: dict[str, Any]) -> None:
         values: The arguments as received; `locals()` at the constructor's start.
     """
     for name in _names(init):
-        module = _keras_module(name)
-        value = module.get(values[name]) if module else _CHECKS[name](name, values[name])
-        setattr(layer, name, value)
+        setattr(layer, name, check(name, values[name]))
 
 
 def config(layer: keras.Layer, init: Callable) -> dict[str, Any]:

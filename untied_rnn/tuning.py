@@ -1,0 +1,253 @@
+"""Search of hidden sizes and other hyperparameters with keras-tuner (the extra `tuner`)."""
+
+import collections
+import importlib.util
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from untied_rnn import arguments
+from untied_rnn.simple_rnn import UntiedSimpleRNN
+
+# On TensorFlow keras-tuner imports tensorboard within each trial: without it all trials fail, and hide why.
+_NEEDED = ["keras_tuner"] + ["tensorboard"] * (keras.backend.backend() == "tensorflow")
+if _MISSING := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    raise ImportError(
+        f"`untied_rnn.tuning` needs {' and '.join(_MISSING)}. "
+        'Install what it needs with: pip install "untied-rnn[tuner]"'
+    )
+
+import keras_tuner  # noqa: E402  (what is missing is said first)
+
+# Models whose programs are kept have at most so many weights together (0.4 GB of float32).
+_KEPT_WEIGHTS = 100_000_000
+
+
+class UntiedRNNHyperModel(keras_tuner.HyperModel):
+    r"""Untied layers with a Dense head, whose hidden size and training keras-tuner searches.
+
+    ```
+    h = UntiedSimpleRNN(units, dropout=dropout, ...)(x)     (`num_layers` times)
+    y = Dense(num_classes or output_dim)(last h)
+    ```
+
+    For use with any tuner of keras-tuner. Each hyperparameter is given as one of
+
+    - a list or tuple: the choices;
+    - a `range`: integers from its first to its last element in its steps;
+    - a dict: arguments of keras-tuner's `hp.Int` (if its bounds are integers) or `hp.Float`, such as
+      `{"min_value": 1e-4, "max_value": 1e-2, "sampling": "log"}`;
+    - anything else: a fixed value, which is not searched.
+
+    Trials that differ in learning rate or batch size alone, repetitions of a trial and Hyperband's later
+    rounds train with the programs that were compiled for the first of them.
+
+    Args:
+        timesteps: Positive integer, the length of the sequences.
+        input_dim: Positive integer, the number of features of a timestep.
+        num_classes: Positive integer, the number of classes: the model outputs logits, is trained with
+            the cross-entropy of integer labels, and reports `accuracy`.
+        output_dim: Positive integer, in place of `num_classes`, the number of targets: the model is
+            trained with the mean squared error, and reports `mean_absolute_error`.
+        units: Hidden size of each layer.
+        num_layers: Number of untied layers.
+        dropout: Fraction of each layer's inputs to drop.
+        recurrent_initializer: Initializer of each layer's recurrent matrices.
+        optimizer: Optimizer, a name or (fixed) an instance, whose learning rate is not used.
+        learning_rate: Learning rate of the first step: change it later with a callback.
+        batch_size: Batch size of `fit`. `None` leaves it to the data, as a `tf.data.Dataset` needs.
+        seed: Integer; what a trial computes is then a function of its hyperparameters alone, in
+            whatever process and order trials run. (`build` and `fit` call
+            `keras.utils.set_random_seed`.) Repetitions (`executions_per_trial`) take `seed + 1`, ...
+        **layer_arguments: Further arguments of each `UntiedSimpleRNN`, such as `activation`.
+
+    Raises:
+        TypeError, ValueError: For an argument outside of what is said above.
+        keras_tuner.errors.FailedTrialError: From `fit`, if the training diverges. The tuner marks that
+            trial as failed, like one that runs out of memory, and goes on.
+        keras_tuner.errors.FatalValueError: From `fit`, if it is given a batch size beside this one.
+
+    Example:
+
+    ```python
+    import keras_tuner
+    import numpy as np
+    from untied_rnn.tuning import UntiedRNNHyperModel
+
+    hypermodel = UntiedRNNHyperModel(28, 28, num_classes=10, units=range(8, 33, 8), seed=0)
+    tuner = keras_tuner.RandomSearch(hypermodel, "val_accuracy", max_trials=2, seed=0, directory="out")
+    rows, labels = np.random.random((256, 28, 28)), np.random.randint(10, size=256)
+    tuner.search(rows, labels, epochs=2, validation_split=0.25, verbose=0)
+    assert tuner.get_best_hyperparameters()[0]["units"] in (8, 16, 24, 32)
+    ```
+
+    References:
+        - [Li et al., 2018, Hyperband](https://jmlr.org/papers/v18/16-558.html)
+        - [KerasTuner](https://keras.io/keras_tuner/)
+    """
+
+    def __init__(
+        self,
+        timesteps: int,
+        input_dim: int,
+        num_classes: int | None = None,
+        output_dim: int | None = None,
+        *,
+        units: Any = range(16, 257, 16),
+        num_layers: Any = (1, 2),
+        dropout: Any = (0.0, 0.1, 0.2, 0.3),
+        recurrent_initializer: Any = ("orthogonal", "identity"),
+        optimizer: Any = ("adam", "rmsprop"),
+        learning_rate: Any = (5e-4, 1e-3, 2e-3, 4e-3),
+        batch_size: Any = (32, 64, 128),
+        seed: int | None = None,
+        **layer_arguments: Any,
+    ):
+        super().__init__()
+        if (num_classes is None) == (output_dim is None):
+            raise ValueError(
+                "Expected one of `num_classes` and `output_dim`. "
+                f"Received: num_classes={num_classes}, output_dim={output_dim}"
+            )
+        self.num_classes = num_classes and arguments.check("num_classes", num_classes)
+        self.output_dim = output_dim and arguments.check("output_dim", output_dim)
+        self.timesteps = arguments.check("timesteps", timesteps)
+        self.input_dim = arguments.check("input_dim", input_dim)
+        self.seed = arguments.check("seed", seed)
+        self.layer_arguments = layer_arguments
+        self.ranges = {
+            "units": units,
+            "num_layers": num_layers,
+            "dropout": dropout,
+            "recurrent_initializer": recurrent_initializer,
+            "optimizer": optimizer,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+        }
+        for name, values in self.ranges.items():
+            for value in _extremes(name, values):
+                arguments.check(name, value)
+            self._choose(keras_tuner.HyperParameters(), name)  # keras-tuner's own checks
+        UntiedSimpleRNN(1, **layer_arguments)
+        self._programs: list[keras.Model] = []
+        self._executions: collections.Counter = collections.Counter()
+
+    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
+        """The compiled model of `hp`, with new weights."""
+        chosen = {name: self._choose(hp, name) for name in self.ranges}
+        self._set_seed(hp)
+        sequences = states = keras.Input((self.timesteps, self.input_dim), name="sequences")
+        for layer in range(chosen["num_layers"]):
+            states = UntiedSimpleRNN(
+                chosen["units"],
+                dropout=chosen["dropout"],
+                recurrent_initializer=chosen["recurrent_initializer"],
+                return_sequences=layer < chosen["num_layers"] - 1,
+                name=f"untied_{layer}",
+                **self.layer_arguments,
+            )(states)
+        head = keras.layers.Dense(self.num_classes or self.output_dim, name="head")
+        model = keras.Model(sequences, head(states), name="untied_rnn")
+        optimizer = keras.optimizers.serialize(keras.optimizers.get(chosen["optimizer"]))
+        optimizer["config"]["learning_rate"] = chosen["learning_rate"]
+        if self.num_classes:
+            loss, metric = keras.losses.SparseCategoricalCrossentropy(from_logits=True), "accuracy"
+        else:
+            loss, metric = keras.losses.MeanSquaredError(), "mean_absolute_error"
+        model.compile(keras.optimizers.get(optimizer), loss, metrics=[metric])
+        return model
+
+    def fit(
+        self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **kwargs: Any
+    ) -> keras.callbacks.History:
+        """`model.fit` with the batch size of `hp`; if the loss diverges, the trial has failed."""
+        if "batch_size" in kwargs:
+            raise keras_tuner.errors.FatalValueError(
+                "Expected the batch size as an argument of `UntiedRNNHyperModel`. "
+                f"Received: batch_size={kwargs['batch_size']} beside it."
+            )
+        self._set_seed(hp)
+        self._executions[_identity(hp)] += 1
+        callbacks = [*(kwargs.pop("callbacks", None) or []), keras.callbacks.TerminateOnNaN()]
+        batch_size = self._choose(hp, "batch_size")
+        history = self._fit(model, *args, batch_size=batch_size, callbacks=callbacks, **kwargs)
+        if not np.all(np.isfinite(history.history["loss"])):
+            raise keras_tuner.errors.FailedTrialError(f"The loss diverged: {history.history['loss']}")
+        return history
+
+    def _choose(self, hp: keras_tuner.HyperParameters, name: str) -> Any:
+        """The value of a hyperparameter; what is searched is registered with `hp` on the way."""
+        values = self.ranges[name]
+        if isinstance(values, range):
+            return hp.Int(name, min(values), max(values), step=abs(values.step))
+        if isinstance(values, dict):
+            integers = all(isinstance(values.get(f"{end}_value"), int) for end in ("min", "max"))
+            return (hp.Int if integers else hp.Float)(name, **values)
+        return hp.Choice(name, list(values)) if isinstance(values, (list, tuple)) else values
+
+    def _set_seed(self, hp: keras_tuner.HyperParameters) -> None:
+        if self.seed is not None:
+            keras.utils.set_random_seed(self.seed + self._executions[_identity(hp)])
+
+    def _fit(self, model: keras.Model, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """`model.fit` through an earlier model of the same program, if there is one.
+
+        A program is bound to the variables that it was compiled for. So they take the values of this
+        model's for the time of training, and their own afterwards.
+        """
+        program = next((p for p in self._programs if _program_key(p) == _program_key(model)), None)
+        if program is None:
+            self._programs.append(model)
+            while len(self._programs) > 1 and sum(p.count_params() for p in self._programs) > _KEPT_WEIGHTS:
+                del self._programs[0]
+            return model.fit(*args, **kwargs)
+        model.optimizer.build(model.trainable_variables)
+        own = _values(program)
+        _assign(program, _values(model))
+        try:
+            return program.fit(*args, **kwargs)
+        finally:
+            _assign(model, _values(program))
+            _assign(program, own)
+
+
+def _extremes(name: str, values: Any) -> Iterable[Any]:
+    """Those of a hyperparameter's values that are all good only if all others are too."""
+    if isinstance(values, dict):
+        return values.get("min_value"), values.get("max_value")
+    if not isinstance(values, (range, list, tuple)):
+        return (values,)
+    if not values:
+        raise ValueError(f"Expected at least one value of `{name}`. Received: {name}={values!r}")
+    return (min(values), max(values)) if isinstance(values, range) else values
+
+
+def _identity(hp: keras_tuner.HyperParameters) -> str:
+    return json.dumps(hp.values, sort_keys=True)
+
+
+def _program_key(model: keras.Model) -> str:
+    """What is compiled into a model's program: all but the values of its variables."""
+    compile_config = model.get_compile_config()
+    optimizer = compile_config["optimizer"]["config"]
+    del optimizer["name"]
+    if isinstance(optimizer["learning_rate"], float):  # else a schedule
+        del optimizer["learning_rate"]
+    return json.dumps([model.get_config(), compile_config], default=str)
+
+
+def _state(model: keras.Model) -> list[keras.Variable]:
+    """All that training changes: weights, the seeds of dropout, the optimizer's variables."""
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _values(model: keras.Model) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(variable) for variable in _state(model)]
+
+
+def _assign(model: keras.Model, values: list[np.ndarray]) -> None:
+    for variable, value in zip(_state(model), values, strict=True):
+        variable.assign(value)
