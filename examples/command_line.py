@@ -1,4 +1,4 @@
-"""What the examples' command lines share: arguments, errors in one line, files that are never half written."""
+"""What the examples share: arguments, errors in one line, files that are never half written."""
 
 import argparse
 import os

@@ -78,8 +78,8 @@ def make_tuner(args: argparse.Namespace) -> keras_tuner.Tuner:
         "hypermodel": hypermodel(args.seed, units=args.units),
         "objective": "val_accuracy",
         "seed": args.seed + 1,  # zero is no seed to keras-tuner
-        "directory": args.directory.parent,
-        "project_name": args.directory.name,
+        "directory": args.directory.resolve().parent,
+        "project_name": args.directory.resolve().name,
         "max_consecutive_failed_trials": 10,
     }
     if args.tuner == "hyperband":
@@ -126,19 +126,24 @@ def table(tuner: keras_tuner.Tuner, epochs: int) -> pd.DataFrame:
     return trials.merge(sizes, sort=False)
 
 
+def pareto_front(trials: pd.DataFrame) -> pd.DataFrame:
+    """Those trials that are more accurate than all others of as few units or fewer."""
+    done = trials.dropna(subset="val_accuracy")
+    best = done.sort_values("val_accuracy").drop_duplicates("units", keep="last").sort_values("units")
+    return best[best.val_accuracy > best.val_accuracy.cummax().shift(fill_value=-1)]
+
+
 def draw(trials: pd.DataFrame, path: pathlib.Path) -> None:
-    """Accuracy against hidden size, and the Pareto front: more accurate than all that are no larger."""
-    done = trials.dropna(subset="val_accuracy").sort_values(["units", "val_accuracy"])
-    front = done[done.val_accuracy > done.val_accuracy.cummax().shift(fill_value=0)]
-    front = front.drop_duplicates("units", keep="last")
+    done, front = trials.dropna(subset="val_accuracy"), pareto_front(trials)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     sizes = 300 * done.parameters / done.parameters.max()
-    points = axes.scatter(done.units, done.val_accuracy, s=sizes, c=done.epochs, alpha=0.6, zorder=2)
-    axes.step(front.units, front.val_accuracy, "k-", where="post", label="Pareto front", zorder=1)
+    points = axes.scatter(done.units, done.val_accuracy, s=sizes, c=done.epochs, alpha=0.6)
+    axes.step(front.units, front.val_accuracy, "k-", where="post", label="Pareto front", zorder=0)
     axes.set(xlabel="hidden size (units)", ylabel="validation accuracy", title="Marker size: parameters")
     axes.legend(loc="lower right")
-    figure.colorbar(points, label="epochs")
+    if done.epochs.nunique() > 1:
+        figure.colorbar(points, label="epochs")
     figure.savefig(path, dpi=120)
 
 
@@ -160,11 +165,10 @@ def report(args: argparse.Namespace, tuner: keras_tuner.Tuner, digits: Arrays) -
     print(trials.head(10).to_string(index=False, float_format="{:.4f}".format))
     replace(args.directory / "trials.png", lambda path: draw(trials, path))
     best = tuner.get_best_hyperparameters()[0]
-    best_values = {name: best.values.get(name, DEFAULT[name]) for name in DEFAULT}
-    for name, values in (("default", DEFAULT), ("best trial", best_values | {"units": best["units"]})):
+    for name, values in (("default", DEFAULT), ("best trial's", {key: best[key] for key in DEFAULT})):
         model = retrained(values, args.seed, x_train, y_train, args.final_epochs or args.epochs)
         _, accuracy = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
-        print(f"test accuracy of the {name}'s model {accuracy:.4f} ({len(x_test)} digits)")
+        print(f"test accuracy of the {name} model {accuracy:.4f} ({len(x_test)} digits)")
     replace(args.directory / "model.keras", model.save)
     print(f"results in {args.directory}")
 
@@ -178,7 +182,7 @@ def start(role: str, address: dict[str, str], log: Any) -> subprocess.Popen:
 
 def end_with_parent() -> None:
     """Ends this process when the one that started it is gone, and its end of the pipe with it."""
-    sys.stdin.read()
+    os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
@@ -208,11 +212,12 @@ def distribute(args: argparse.Namespace) -> None:
                     if restarts[role] == RESTARTS:
                         sys.exit(f"error: {role} died {RESTARTS + 1} times: see {logs[role]}")
                     restarts[role] += 1
+                    process.communicate()  # closes its pipe
                     workers[role] = worker(role)
     finally:
         for process in (chief, *workers.values()):
             process.terminate()
-            process.wait()
+            process.communicate()
     if chief.returncode:
         sys.exit(chief.returncode)
 
@@ -222,10 +227,13 @@ def int_range(text: str) -> Any:
     try:
         if ":" in text:
             low, high, step = (positive(part) for part in text.split(":"))
-            return range(low, high + 1, step)
-        return [positive(part) for part in text.split(",")]
+            if low <= high:
+                return range(low, high + 1, step)
+        else:
+            return [positive(part) for part in text.split(",")]
     except (argparse.ArgumentTypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"expected LOW:HIGH:STEP or A,B,C, received {text}") from None
+        pass
+    raise argparse.ArgumentTypeError(f"expected LOW:HIGH:STEP or A,B,C, received {text}")
 
 
 def parse() -> argparse.Namespace:
@@ -237,7 +245,7 @@ def parse() -> argparse.Namespace:
         "--units", type=int_range, default="16:256:16", help="LOW:HIGH:STEP or A,B,C (default 16:256:16)"
     )
     parser.add_argument("--epochs", type=positive, default=15, help="epochs of a trial, at most (default 15)")
-    parser.add_argument("--final-epochs", type=positive, help="epochs of the last training (default --epochs)")
+    parser.add_argument("--final-epochs", type=positive, help="epochs of the last training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=pathlib.Path, default=pathlib.Path("out/tune_hidden_size"))
     parser.add_argument("--workers", type=positive, help="run so many trials at a time, each in a process")
@@ -250,7 +258,7 @@ def main() -> None:
         run(args)
     except KeyboardInterrupt:
         sys.exit("interrupted: go on with the same command")
-    except OSError as error:
+    except (OSError, json.JSONDecodeError) as error:  # a file that a kill has torn is no JSON
         fail(f"cannot use --directory {args.directory}", error)
 
 
@@ -259,7 +267,7 @@ def run(args: argparse.Namespace) -> None:
     if args.workers and role:
         threading.Thread(target=end_with_parent, daemon=True).start()
     digits = load_digits(args.data)
-    if role is None:
+    if role in (None, "chief"):
         check_settings(args)
     if args.workers and role is None:
         return distribute(args)
@@ -267,8 +275,8 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("KERASTUNER_TUNER_ID", "chief")
     try:
         tuner = make_tuner(args)
-    except (ImportError, json.JSONDecodeError, RuntimeError) as error:
-        fail(f"cannot search in {args.directory}", error)
+    except ImportError as error:
+        fail(f"cannot use --tuner {args.tuner}", error)
     search(tuner, *digits[:2], args.epochs)
     if os.environ["KERASTUNER_TUNER_ID"] == "chief":
         report(args, tuner, digits)

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 
-def _positive_integer(name: str, value: Any) -> int:
+def positive_integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
     if value <= 0:
@@ -20,7 +20,7 @@ def _positive_integer(name: str, value: Any) -> int:
 
 
 def _optional_positive_integer(name: str, value: Any) -> int | None:
-    return None if value is None else _positive_integer(name, value)
+    return None if value is None else positive_integer(name, value)
 
 
 def _rate(name: str, value: Any) -> float:
@@ -52,7 +52,7 @@ def _unroll(name: str, value: Any) -> bool | int | str:
         raise ValueError(
             f'`{name}` must be "auto", `True`, `False` or a positive integer. Received: {name}={value!r}'
         )
-    return _positive_integer(name, value)
+    return positive_integer(name, value)
 
 
 def _jit_compile(name: str, value: Any) -> bool | str:
@@ -68,13 +68,10 @@ def _seed(name: str, value: Any) -> int | None:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "units": _positive_integer,
+    "units": positive_integer,
     "output_units": _optional_positive_integer,
     "timesteps": _optional_positive_integer,
-    "input_dim": _positive_integer,
-    "output_dim": _positive_integer,
-    "num_classes": _positive_integer,
-    "num_layers": _positive_integer,
+    "num_layers": positive_integer,
     "batch_size": _optional_positive_integer,
     "learning_rate": _positive_number,
     "dropout": _rate,

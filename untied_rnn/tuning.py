@@ -1,9 +1,10 @@
 """Search of hidden sizes and other hyperparameters with keras-tuner (the extra `tuner`)."""
 
 import collections
+import contextlib
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -42,8 +43,8 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
       `{"min_value": 1e-4, "max_value": 1e-2, "sampling": "log"}`;
     - anything else: a fixed value, which is not searched.
 
-    Trials that differ in learning rate or batch size alone, repetitions of a trial and Hyperband's later
-    rounds train with the programs that were compiled for the first of them.
+    Trials that differ in the learning rate alone, repetitions of a trial and Hyperband's later rounds
+    train with the programs that were compiled for the first of them.
 
     Args:
         timesteps: Positive integer, the length of the sequences.
@@ -112,10 +113,11 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
                 "Expected one of `num_classes` and `output_dim`. "
                 f"Received: num_classes={num_classes}, output_dim={output_dim}"
             )
-        self.num_classes = num_classes and arguments.check("num_classes", num_classes)
-        self.output_dim = output_dim and arguments.check("output_dim", output_dim)
-        self.timesteps = arguments.check("timesteps", timesteps)
-        self.input_dim = arguments.check("input_dim", input_dim)
+        self.timesteps = arguments.positive_integer("timesteps", timesteps)
+        self.input_dim = arguments.positive_integer("input_dim", input_dim)
+        self.is_classifier = output_dim is None
+        name, outputs = ("num_classes", num_classes) if self.is_classifier else ("output_dim", output_dim)
+        self.outputs = arguments.positive_integer(name, outputs)
         self.seed = arguments.check("seed", seed)
         self.layer_arguments = layer_arguments
         self.ranges = {
@@ -132,7 +134,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
                 arguments.check(name, value)
             self._choose(keras_tuner.HyperParameters(), name)  # keras-tuner's own checks
         UntiedSimpleRNN(1, **layer_arguments)
-        self._programs: list[keras.Model] = []
+        self._programs: dict[str, keras.Model] = {}
         self._executions: collections.Counter = collections.Counter()
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
@@ -149,11 +151,11 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
                 name=f"untied_{layer}",
                 **self.layer_arguments,
             )(states)
-        head = keras.layers.Dense(self.num_classes or self.output_dim, name="head")
+        head = keras.layers.Dense(self.outputs, name="head")
         model = keras.Model(sequences, head(states), name="untied_rnn")
         optimizer = keras.optimizers.serialize(keras.optimizers.get(chosen["optimizer"]))
         optimizer["config"]["learning_rate"] = chosen["learning_rate"]
-        if self.num_classes:
+        if self.is_classifier:
             loss, metric = keras.losses.SparseCategoricalCrossentropy(from_logits=True), "accuracy"
         else:
             loss, metric = keras.losses.MeanSquaredError(), "mean_absolute_error"
@@ -173,7 +175,8 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         self._executions[_identity(hp)] += 1
         callbacks = [*(kwargs.pop("callbacks", None) or []), keras.callbacks.TerminateOnNaN()]
         batch_size = self._choose(hp, "batch_size")
-        history = self._fit(model, *args, batch_size=batch_size, callbacks=callbacks, **kwargs)
+        with self._program(model, batch_size) as program:
+            history = program.fit(*args, batch_size=batch_size, callbacks=callbacks, **kwargs)
         if not np.all(np.isfinite(history.history["loss"])):
             raise keras_tuner.errors.FailedTrialError(f"The loss diverged: {history.history['loss']}")
         return history
@@ -192,26 +195,32 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed + self._executions[_identity(hp)])
 
-    def _fit(self, model: keras.Model, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """`model.fit` through an earlier model of the same program, if there is one.
+    @contextlib.contextmanager
+    def _program(self, model: keras.Model, batch_size: int | None) -> Iterator[keras.Model]:
+        """An earlier model whose compiled programs train this one; `model` itself if there is none.
 
-        A program is bound to the variables that it was compiled for. So they take the values of this
+        Programs are bound to the variables that they were compiled for. So these take the values of this
         model's for the time of training, and their own afterwards.
         """
-        program = next((p for p in self._programs if _program_key(p) == _program_key(model)), None)
-        if program is None:
-            self._programs.append(model)
-            while len(self._programs) > 1 and sum(p.count_params() for p in self._programs) > _KEPT_WEIGHTS:
-                del self._programs[0]
-            return model.fit(*args, **kwargs)
+        key = _program_key(model, batch_size)
+        program = self._programs.get(key, model)
+        if program is model or _program_key(program, batch_size) != key:  # changed since then
+            self._programs[key] = model
+            while len(self._programs) > 1 and self._kept_weights() > _KEPT_WEIGHTS:
+                del self._programs[next(iter(self._programs))]
+            yield model
+            return
         model.optimizer.build(model.trainable_variables)
         own = _values(program)
         _assign(program, _values(model))
         try:
-            return program.fit(*args, **kwargs)
+            yield program
         finally:
             _assign(model, _values(program))
             _assign(program, own)
+
+    def _kept_weights(self) -> int:
+        return sum(model.count_params() for model in self._programs.values())
 
 
 def _extremes(name: str, values: Any) -> Iterable[Any]:
@@ -229,14 +238,14 @@ def _identity(hp: keras_tuner.HyperParameters) -> str:
     return json.dumps(hp.values, sort_keys=True)
 
 
-def _program_key(model: keras.Model) -> str:
-    """What is compiled into a model's program: all but the values of its variables."""
+def _program_key(model: keras.Model, batch_size: int | None) -> str:
+    """What is compiled into a model's programs: all but the values of its variables."""
     compile_config = model.get_compile_config()
     optimizer = compile_config["optimizer"]["config"]
     del optimizer["name"]
     if isinstance(optimizer["learning_rate"], float):  # else a schedule
         del optimizer["learning_rate"]
-    return json.dumps([model.get_config(), compile_config], default=str)
+    return json.dumps([batch_size, model.get_config(), compile_config], default=str)
 
 
 def _state(model: keras.Model) -> list[keras.Variable]:

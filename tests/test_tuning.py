@@ -1,0 +1,361 @@
+"""The hypermodel, with keras-tuner's own tuners."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+
+from untied_rnn import UntiedSimpleRNN
+
+keras_tuner = pytest.importorskip("keras_tuner", reason="keras-tuner is an extra: `untied-rnn[tuner]`")
+from untied_rnn import tuning  # noqa: E402  (only with keras-tuner)
+from untied_rnn.tuning import UntiedRNNHyperModel  # noqa: E402
+
+TRACES = []
+# keras-tuner saves the optimizer with the weights, and loads the weights alone.
+pytestmark = pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
+
+
+@keras.saving.register_keras_serializable("test_tuning")
+def traced_tanh(x):
+    TRACES.append(x)
+    return keras.ops.tanh(x)
+
+
+def small(num_classes=3, **ranges):
+    """A hypermodel of which nothing is searched but what is given."""
+    fixed = {
+        "units": 4,
+        "num_layers": 1,
+        "dropout": 0.0,
+        "recurrent_initializer": "orthogonal",
+        "optimizer": "adam",
+        "learning_rate": 0.01,
+        "batch_size": 16,
+        "seed": 0,
+    }
+    return UntiedRNNHyperModel(5, 2, num_classes, **(fixed | ranges))
+
+
+@pytest.fixture
+def data(rng):
+    return rng.normal(size=(32, 5, 2)).astype("float32"), rng.integers(3, size=32)
+
+
+def values(**values):
+    hp = keras_tuner.HyperParameters()
+    hp.values = values
+    return hp
+
+
+def trained(hypermodel, hp, x, y, **options):
+    model = hypermodel.build(hp)
+    history = hypermodel.fit(hp, model, x, y, **({"epochs": 2, "verbose": 0} | options))
+    return model, history
+
+
+def assert_same(a, b):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def random_search(hypermodel, folder, **options):
+    options = {"max_trials": 4, "seed": 1, "directory": folder} | options
+    return keras_tuner.RandomSearch(hypermodel, options.pop("objective", "val_accuracy"), **options)
+
+
+def searched(tuner, x, y, **options):
+    options = {"epochs": 2, "validation_split": 0.5, "verbose": 0} | options
+    tuner.search(x, y, **options)
+    return sorted(tuner.oracle.trials.values(), key=lambda trial: trial.trial_id)
+
+
+def test_ranges_are_honoured(tmp_path):
+    hypermodel = UntiedRNNHyperModel(
+        5,
+        2,
+        num_classes=3,
+        units=range(4, 13, 4),
+        num_layers=[1, 3],
+        dropout={"min_value": 0.1, "max_value": 0.5},
+        recurrent_initializer=("orthogonal", "identity"),
+        optimizer="sgd",
+        learning_rate={"min_value": 1e-4, "max_value": 1e-1, "sampling": "log"},
+        batch_size={"min_value": 8, "max_value": 16, "step": 8},
+    )
+    tuner = random_search(hypermodel, tmp_path, max_trials=60)
+    drawn = [tuner.oracle.create_trial(str(i)).hyperparameters for i in range(60)]
+    assert {hp["units"] for hp in drawn} == {4, 8, 12}
+    assert {hp["num_layers"] for hp in drawn} == {1, 3}
+    assert {hp["recurrent_initializer"] for hp in drawn} == {"orthogonal", "identity"}
+    assert {hp["batch_size"] for hp in drawn} == {8, 16}
+    assert all(0.1 <= hp["dropout"] <= 0.5 for hp in drawn)
+    rates = np.array([hp["learning_rate"] for hp in drawn])
+    assert rates.min() >= 1e-4
+    assert rates.max() <= 1e-1
+    assert (rates < 1e-2).mean() > 0.5  # two decades of three
+    assert all("optimizer" not in hp.values for hp in drawn)
+    for hp in drawn[:5]:
+        model = hypermodel.build(hp)
+        layers = [layer for layer in model.layers if isinstance(layer, UntiedSimpleRNN)]
+        assert [layer.units for layer in layers] == [hp["units"]] * hp["num_layers"]
+        assert {layer.dropout for layer in layers} == {hp["dropout"]}
+        initializer = keras.initializers.get(hp["recurrent_initializer"])
+        assert {type(layer.recurrent_initializer) for layer in layers} == {type(initializer)}
+        assert isinstance(model.optimizer, keras.optimizers.SGD)
+        assert float(model.optimizer.learning_rate) == pytest.approx(hp["learning_rate"])
+
+
+def test_defaults_search_all(tmp_path):
+    space = random_search(UntiedRNNHyperModel(5, 2, 3), tmp_path).oracle.hyperparameters.values
+    assert set(space) == {
+        *("units", "num_layers", "dropout", "recurrent_initializer", "optimizer", "learning_rate"),
+        "batch_size",
+    }
+
+
+@pytest.mark.parametrize(
+    ("heads", "loss", "metric"),
+    [
+        ({"num_classes": 3}, keras.losses.SparseCategoricalCrossentropy(from_logits=True), "accuracy"),
+        ({"num_classes": None, "output_dim": 2}, keras.losses.MeanSquaredError(), "mean_absolute_error"),
+    ],
+)
+def test_heads(heads, loss, metric, data, rng):
+    x, y = data
+    if "output_dim" in heads:
+        y = rng.normal(size=(32, 2))
+    model = small(**heads).build(values())
+    expected = float(loss(y, model(x)))
+    results = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert results["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metric in results
+
+
+def test_trains_like_the_model_written_by_hand(data):
+    x, y = data
+    arguments = {"activation": "relu", "recurrent_dropout": 0.2}
+    adam = keras.optimizers.Adam(0.5, clipnorm=0.1)
+    hypermodel = small(num_layers=2, dropout=0.3, seed=7, optimizer=adam, **arguments)
+    model, _ = trained(hypermodel, values(), x, y)
+
+    keras.utils.set_random_seed(7)
+    by_hand = keras.Sequential(
+        [
+            keras.Input((5, 2)),
+            UntiedSimpleRNN(4, dropout=0.3, return_sequences=True, **arguments),
+            UntiedSimpleRNN(4, dropout=0.3, **arguments),
+            keras.layers.Dense(3),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    by_hand.compile(keras.optimizers.Adam(0.01, clipnorm=0.1), loss)
+    keras.utils.set_random_seed(7)
+    by_hand.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    assert_same(model.get_weights(), by_hand.get_weights())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_trials_of_one_program_compile_once_and_compute_the_same(data, optimizer):
+    options = {"learning_rate": [0.01, 0.1], "dropout": 0.3, "optimizer": optimizer}
+    hypermodel, hp = small(activation=traced_tanh, **options), values(learning_rate=0.1)
+    first, _ = trained(hypermodel, values(learning_rate=0.01), *data)
+    after_first = tuning._values(first)
+
+    second = hypermodel.build(hp)
+    TRACES.clear()
+    history = hypermodel.fit(hp, second, *data, epochs=2, verbose=0)
+    assert not TRACES
+    alone, alone_history = trained(small(activation=traced_tanh, **options), hp, *data)
+    assert TRACES
+    assert_same(tuning._values(second), tuning._values(alone))
+    assert history.history == alone_history.history
+    assert float(second.optimizer.learning_rate) == pytest.approx(0.1)
+    assert int(second.optimizer.iterations) == 4
+    assert_same(tuning._values(first), after_first)
+
+
+@pytest.mark.parametrize("change", ["loss", "frozen", "clipnorm"])
+def test_another_program_is_not_taken_for_this_one(data, change):
+    x, y = data
+    results = []
+    for before in (True, False):
+        hypermodel, hp = small(), values()
+        if before:
+            trained(hypermodel, hp, x, y)
+        hypermodel._executions.clear()
+        model = hypermodel.build(hp)
+        optimizer, loss = keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(True)
+        if change == "loss":
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=False)
+        elif change == "clipnorm":
+            optimizer = keras.optimizers.SGD(0.1, clipnorm=1e-3)
+        else:
+            model.layers[1].trainable = False
+        model.compile(optimizer, loss)
+        hypermodel.fit(hp, model, x, y, verbose=0)
+        results.append(model.get_weights())
+    assert_same(*results)
+
+
+def test_few_programs_are_kept(data, monkeypatch):
+    monkeypatch.setattr(tuning, "_KEPT_WEIGHTS", 400)
+    hypermodel = small(units=[4, 5, 6])
+    counts = [trained(hypermodel, values(units=units), *data)[0].count_params() for units in (4, 5, 6)]
+    assert counts[1] + counts[2] > 400 >= counts[2]
+    assert [program.count_params() for program in hypermodel._programs.values()] == counts[2:]
+
+
+def test_best_models_have_their_own_weights(data, tmp_path):
+    x, y = data
+    tuner = random_search(small(learning_rate=[1e-4, 1e-2, 1e-1]), tmp_path, max_trials=3)
+    searched(tuner, x, y)
+    for model, trial in zip(tuner.get_best_models(3), tuner.oracle.get_best_trials(3), strict=True):
+        accuracy = model.evaluate(x[16:], y[16:], verbose=0, return_dict=True)["accuracy"]
+        assert accuracy == pytest.approx(trial.score)
+        assert float(model.optimizer.learning_rate) == pytest.approx(trial.hyperparameters["learning_rate"])
+
+
+def test_a_seed_makes_trials_reproducible_in_any_order(data, tmp_path):
+    def scores(name, **options):
+        hypermodel = small(units=[4, 5], dropout=[0.0, 0.5], batch_size=[8, 16], seed=3)
+        trials = searched(random_search(hypermodel, tmp_path / name, objective="val_loss", **options), *data)
+        return {str(trial.hyperparameters.values): trial.score for trial in trials}
+
+    first = scores("first", max_trials=8)
+    assert scores("again", max_trials=8) == first
+    other_order = scores("other order", max_trials=8, seed=2)
+    assert list(other_order) != list(first)
+    assert other_order == first
+
+
+def test_executions_of_a_trial_differ(data, tmp_path):
+    tuner = random_search(small(), tmp_path, max_trials=1, executions_per_trial=2, objective="val_loss")
+    (trial,) = searched(tuner, *data)
+    losses = []
+    for seed in (0, 1):
+        _, history = trained(small(seed=seed), values(), *data, validation_split=0.5)
+        losses.append(min(history.history["val_loss"]))
+    assert losses[0] != losses[1]
+    assert trial.score == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_hyperband_goes_on_with_the_weights_of_a_trial(data, tmp_path):
+    rates = {"min_value": 1e-3, "max_value": 1e-2}
+    hypermodel = small(learning_rate=rates)
+    tuner = keras_tuner.Hyperband(hypermodel, "val_loss", max_epochs=3, seed=1, directory=tmp_path)
+    trials = searched(tuner, *data)
+    assert {trial.status for trial in trials} == {"COMPLETED"}
+    promoted = [trial for trial in trials if "tuner/trial_id" in trial.hyperparameters.values]
+    assert promoted
+    for trial in promoted:
+        hp, again = trial.hyperparameters, small(learning_rate=rates)
+        model = again.build(hp)
+        model.load_weights(f"{tuner.get_trial_dir(hp['tuner/trial_id'])}/checkpoint.weights.h5")
+        epochs = {"initial_epoch": hp["tuner/initial_epoch"], "epochs": hp["tuner/epochs"]}
+        history = again.fit(hp, model, *data, validation_split=0.5, verbose=0, **epochs)
+        assert min(history.history["val_loss"]) == trial.score
+    assert len(hypermodel._programs) == 1
+
+
+def test_diverging_trials_have_failed_and_the_search_goes_on(data, tmp_path):
+    x, y = data
+    tuner = random_search(small(optimizer="sgd", learning_rate=[1e-3, 1e38, 1e-2], activation=None), tmp_path)
+    trials = searched(tuner, x * 1e3, y)
+    status = {trial.hyperparameters["learning_rate"]: trial.status for trial in trials}
+    assert status == {1e-3: "COMPLETED", 1e38: "FAILED", 1e-2: "COMPLETED"}
+    (failed,) = [trial for trial in trials if trial.status == "FAILED"]
+    assert "The loss diverged" in failed.message
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX and torch ask the system for it, which may kill")
+def test_trials_out_of_memory_have_failed_and_the_search_goes_on(data, tmp_path):
+    trials = searched(random_search(small(units=[4, 10_000_000, 5]), tmp_path), *data)
+    status = {trial.hyperparameters["units"]: trial.status for trial in trials}
+    assert status == {4: "COMPLETED", 10_000_000: "FAILED", 5: "COMPLETED"}
+
+
+def test_search_arguments_reach_fit(data, tmp_path):
+    x, y = data
+    steps = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            steps.append(self.params["steps"])
+
+        def __deepcopy__(self, memo):
+            return Steps()
+
+    tuner = random_search(small(batch_size=[4, 8]), tmp_path, max_trials=2)
+    trials = searched(tuner, x, y, callbacks=[Steps()])
+    assert steps == [16 // trial.hyperparameters["batch_size"] for trial in trials]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.data")
+def test_a_dataset_brings_its_batch_size(data):
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(data).batch(8)
+    hypermodel, hp = small(batch_size=None), values()
+    model = hypermodel.build(hp)
+    hypermodel.fit(hp, model, batches, verbose=0)
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_batch_size_beside_the_searched_one_is_refused(data, tmp_path):
+    tuner = random_search(small(), tmp_path)
+    with pytest.raises(ValueError, match=r"batch size as an argument.*Received: batch_size=4"):
+        searched(tuner, *data, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_classes": None}, ValueError, "one of `num_classes` and `output_dim`"),
+        ({"output_dim": 3}, ValueError, "one of `num_classes` and `output_dim`"),
+        ({"num_classes": 0}, ValueError, "num_classes"),
+        ({"num_classes": 2.5}, TypeError, "num_classes"),
+        ({"units": 0}, ValueError, "units=0"),
+        ({"units": "16"}, TypeError, "units='16'"),
+        ({"units": range(0, 9)}, ValueError, "units=0"),
+        ({"units": range(9, 4)}, ValueError, "at least one value of `units`"),
+        ({"units": []}, ValueError, "at least one value of `units`"),
+        ({"units": {"min_value": 4}}, TypeError, "units=None"),
+        ({"units": {"min_value": 4, "max_value": 8, "steps": 2}}, TypeError, "steps"),
+        ({"num_layers": [1, 0]}, ValueError, "num_layers=0"),
+        ({"dropout": (0.1, 1.5)}, ValueError, "dropout=1.5"),
+        ({"recurrent_initializer": ["orthogonal", "diagonal"]}, ValueError, "diagonal"),
+        ({"optimizer": "adamant"}, ValueError, "adamant"),
+        ({"learning_rate": 0}, ValueError, "learning_rate=0"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate=nan"),
+        ({"batch_size": [32, -1]}, ValueError, "batch_size=-1"),
+        ({"seed": 0.5}, TypeError, "seed"),
+        ({"activations": "relu"}, (TypeError, ValueError), "activations"),
+        ({"timesteps": None}, TypeError, "timesteps"),
+        ({"input_dim": -1}, ValueError, "input_dim"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        UntiedRNNHyperModel(**({"timesteps": 5, "input_dim": 2, "num_classes": 3} | arguments))
+
+
+@pytest.mark.parametrize("module", ["keras_tuner", "tensorboard"])
+def test_missing_keras_tuner_is_said(module):
+    script = f"""
+import sys
+sys.modules[{module!r}] = None
+import untied_rnn
+untied_rnn.UntiedSimpleRNN(4)
+try:
+    import untied_rnn.tuning
+except ImportError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    needed = module == "keras_tuner" or BACKEND == "tensorflow"
+    assert (f"needs {module}" in result.stdout) == needed
+    assert ('pip install "untied-rnn[tuner]"' in result.stdout) == needed
