@@ -1,5 +1,7 @@
 """The hypermodel, with keras-tuner's own tuners."""
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -52,8 +54,9 @@ def values(**values):
 
 
 def trained(hypermodel, hp, x, y, **options):
+    # In a fixed order: JAX shuffles by a generator that only `clear_session` puts back, as tuners do.
     model = hypermodel.build(hp)
-    history = hypermodel.fit(hp, model, x, y, **({"epochs": 2, "verbose": 0} | options))
+    history = hypermodel.fit(hp, model, x, y, **({"epochs": 2, "shuffle": False, "verbose": 0} | options))
     return model, history
 
 
@@ -129,7 +132,7 @@ def test_heads(heads, loss, metric, data, rng):
     if "output_dim" in heads:
         y = rng.normal(size=(32, 2))
     model = small(**heads).build(values())
-    expected = float(loss(y, model(x)))
+    expected = float(keras.ops.convert_to_numpy(loss(y, model(x))))
     results = model.evaluate(x, y, verbose=0, return_dict=True)
     assert results["loss"] == pytest.approx(expected, rel=1e-5)
     assert metric in results
@@ -154,7 +157,7 @@ def test_trains_like_the_model_written_by_hand(data):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     by_hand.compile(keras.optimizers.Adam(0.01, clipnorm=0.1), loss)
     keras.utils.set_random_seed(7)
-    by_hand.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    by_hand.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
     assert_same(model.get_weights(), by_hand.get_weights())
 
 
@@ -167,8 +170,8 @@ def test_trials_of_one_program_compile_once_and_compute_the_same(data, optimizer
 
     second = hypermodel.build(hp)
     TRACES.clear()
-    history = hypermodel.fit(hp, second, *data, epochs=2, verbose=0)
-    assert not TRACES
+    history = hypermodel.fit(hp, second, *data, epochs=2, shuffle=False, verbose=0)
+    assert not TRACES or BACKEND == "torch"
     alone, alone_history = trained(small(activation=traced_tanh, **options), hp, *data)
     assert TRACES
     assert_same(tuning._values(second), tuning._values(alone))
@@ -201,6 +204,7 @@ def test_another_program_is_not_taken_for_this_one(data, change):
     assert_same(*results)
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothing")
 def test_few_programs_are_kept(data, monkeypatch):
     monkeypatch.setattr(tuning, "_KEPT_WEIGHTS", 400)
     hypermodel = small(units=[4, 5, 6])
@@ -258,7 +262,7 @@ def test_hyperband_goes_on_with_the_weights_of_a_trial(data, tmp_path):
         epochs = {"initial_epoch": hp["tuner/initial_epoch"], "epochs": hp["tuner/epochs"]}
         history = again.fit(hp, model, *data, validation_split=0.5, verbose=0, **epochs)
         assert min(history.history["val_loss"]) == trial.score
-    assert len(hypermodel._programs) == 1
+    assert len(hypermodel._programs) == (BACKEND != "torch")
 
 
 def test_diverging_trials_have_failed_and_the_search_goes_on(data, tmp_path):
@@ -341,6 +345,15 @@ def test_batch_size_beside_the_searched_one_is_refused(data, tmp_path):
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         UntiedRNNHyperModel(**({"timesteps": 5, "input_dim": 2, "num_classes": 3} | arguments))
+
+
+def test_docstring_names_all_arguments_and_its_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = inspect.getdoc(UntiedRNNHyperModel)
+    names = re.findall(r"^    (\**\w+): ", text.split("Args:\n")[1].split("\n\n")[0], flags=re.MULTILINE)
+    assert [name.strip("*") for name in names] == list(inspect.signature(UntiedRNNHyperModel).parameters)
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(example, {})
 
 
 @pytest.mark.parametrize("module", ["keras_tuner", "tensorboard"])

@@ -202,6 +202,9 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         Programs are bound to the variables that they were compiled for. So these take the values of this
         model's for the time of training, and their own afterwards.
         """
+        if keras.backend.backend() == "torch":  # compiles nothing
+            yield model
+            return
         key = _program_key(model, batch_size)
         program = self._programs.get(key, model)
         if program is model or _program_key(program, batch_size) != key:  # changed since then
@@ -254,7 +257,8 @@ def _state(model: keras.Model) -> list[keras.Variable]:
 
 
 def _values(model: keras.Model) -> list[np.ndarray]:
-    return [keras.ops.convert_to_numpy(variable) for variable in _state(model)]
+    # Copies: what a backend hands out may be a variable's own memory.
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in _state(model)]
 
 
 def _assign(model: keras.Model, values: list[np.ndarray]) -> None:
