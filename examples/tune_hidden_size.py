@@ -219,7 +219,7 @@ def distribute(args: argparse.Namespace) -> None:
             process.terminate()
             process.communicate()
     if chief.returncode:
-        sys.exit(chief.returncode)
+        sys.exit(f"error: the chief ended with {chief.returncode}: go on with the same command")
 
 
 def int_range(text: str) -> Any:

@@ -45,6 +45,8 @@ def undisturbed(arguments, tmp_path_factory):
 @pytest.fixture
 def example(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "")  # to have what the example sets there taken back
+    monkeypatch.delenv("KERASTUNER_TUNER_ID")
     import tune_hidden_size
 
     return tune_hidden_size
@@ -154,13 +156,16 @@ def test_workers_search_the_same_and_a_killed_one_loses_nothing(arguments, undis
     assert trial in oracle(tmp_path)["end_order"]
 
 
-def test_workers_end_with_the_process_that_started_them(arguments, undisturbed, tmp_path):
+@pytest.mark.parametrize("victim", ["the command itself", "chief"])
+def test_workers_end_with_the_search(arguments, undisturbed, tmp_path, victim):
     process = run(SCRIPT, *arguments, "--directory", tmp_path, "--workers", 2)
     wait_for(lambda: len(oracle(tmp_path)["ongoing_trials"]) == 2, process)
     processes = children(process.pid)
     assert set(processes) == {"chief", "worker_0", "worker_1"}
-    process.kill()
-    finish(process)
+    os.kill(processes.get(victim, process.pid), signal.SIGKILL)
+    code, _, stderr = finish(process)
+    assert code != 0
+    assert victim != "chief" or stderr.splitlines()[-1].startswith("error: the chief ended with -9: go on")
     wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in processes.values()))
     # One process goes on with what several have begun.
     code, _, stderr = finish(run(SCRIPT, *arguments, "--directory", tmp_path))
@@ -177,7 +182,6 @@ def test_worker_that_cannot_live_ends_the_search(arguments, example, tmp_path, m
     monkeypatch.setattr(
         sys, "argv", [SCRIPT, *map(str, arguments), "--workers", "1", "--directory", str(tmp_path)]
     )
-    monkeypatch.delenv("KERASTUNER_TUNER_ID", raising=False)
     with pytest.raises(SystemExit, match="error: worker_0 died 4 times"):
         example.main()
 
@@ -223,7 +227,6 @@ def test_pareto_front(example, rng):
 def test_wrong_arguments_end_before_the_search(
     arguments, example, tmp_path, monkeypatch, capsys, changes, message
 ):
-    monkeypatch.delenv("KERASTUNER_TUNER_ID", raising=False)
     given = [SCRIPT, *map(str, arguments), "--directory", str(tmp_path), *changes]
     monkeypatch.setattr(sys, "argv", given)
     with pytest.raises(SystemExit) as raised:
@@ -234,7 +237,6 @@ def test_wrong_arguments_end_before_the_search(
 
 
 def test_another_search_in_the_directory_is_refused(arguments, undisturbed, example, monkeypatch):
-    monkeypatch.delenv("KERASTUNER_TUNER_ID", raising=False)
     folder, _ = undisturbed
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
     changed = [*map(str, arguments), "--directory", str(folder), "--seed", "5"]
