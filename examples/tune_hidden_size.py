@@ -44,6 +44,7 @@ DEFAULT = {
     "units": 50,
     "num_layers": 1,
     "dropout": 0.0,
+    "recurrent_dropout": 0.0,
     "learning_rate": 2e-3,
     "batch_size": 128,
 }

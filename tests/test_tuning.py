@@ -33,6 +33,7 @@ def small(num_classes=3, **ranges):
         "units": 4,
         "num_layers": 1,
         "dropout": 0.0,
+        "recurrent_dropout": 0.0,
         "recurrent_initializer": "orthogonal",
         "optimizer": "adam",
         "learning_rate": 0.01,
@@ -84,6 +85,7 @@ def test_ranges_are_honoured(tmp_path):
         units=range(4, 13, 4),
         num_layers=[1, 3],
         dropout={"min_value": 0.1, "max_value": 0.5},
+        recurrent_dropout=(0.3, 0.6),
         recurrent_initializer=("orthogonal", "identity"),
         optimizer="sgd",
         learning_rate={"min_value": 1e-4, "max_value": 1e-1, "sampling": "log"},
@@ -106,6 +108,7 @@ def test_ranges_are_honoured(tmp_path):
         layers = [layer for layer in model.layers if isinstance(layer, UntiedSimpleRNN)]
         assert [layer.units for layer in layers] == [hp["units"]] * hp["num_layers"]
         assert {layer.dropout for layer in layers} == {hp["dropout"]}
+        assert {layer.recurrent_dropout for layer in layers} == {hp["recurrent_dropout"]}
         initializer = keras.initializers.get(hp["recurrent_initializer"])
         assert {type(layer.recurrent_initializer) for layer in layers} == {type(initializer)}
         assert isinstance(model.optimizer, keras.optimizers.SGD)
@@ -115,8 +118,8 @@ def test_ranges_are_honoured(tmp_path):
 def test_defaults_search_all(tmp_path):
     space = random_search(UntiedRNNHyperModel(5, 2, 3), tmp_path).oracle.hyperparameters.values
     assert set(space) == {
-        *("units", "num_layers", "dropout", "recurrent_initializer", "optimizer", "learning_rate"),
-        "batch_size",
+        *("units", "num_layers", "dropout", "recurrent_dropout", "recurrent_initializer"),
+        *("optimizer", "learning_rate", "batch_size"),
     }
 
 

@@ -56,6 +56,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         units: Hidden size of each layer.
         num_layers: Number of untied layers.
         dropout: Fraction of each layer's inputs to drop.
+        recurrent_dropout: Fraction of each layer's state to drop.
         recurrent_initializer: Initializer of each layer's recurrent matrices.
         optimizer: Optimizer, a name or (fixed) an instance, whose learning rate is not used.
         learning_rate: Learning rate of the first step: change it later with a callback.
@@ -99,7 +100,8 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         *,
         units: Any = range(16, 257, 16),
         num_layers: Any = (1, 2),
-        dropout: Any = (0.0, 0.1, 0.2, 0.3),
+        dropout: Any = (0.0, 0.1, 0.2),
+        recurrent_dropout: Any = (0.0, 0.1, 0.2, 0.3),
         recurrent_initializer: Any = ("orthogonal", "identity"),
         optimizer: Any = ("adam", "rmsprop"),
         learning_rate: Any = (5e-4, 1e-3, 2e-3, 4e-3),
@@ -124,6 +126,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             "units": units,
             "num_layers": num_layers,
             "dropout": dropout,
+            "recurrent_dropout": recurrent_dropout,
             "recurrent_initializer": recurrent_initializer,
             "optimizer": optimizer,
             "learning_rate": learning_rate,
@@ -146,6 +149,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             states = UntiedSimpleRNN(
                 chosen["units"],
                 dropout=chosen["dropout"],
+                recurrent_dropout=chosen["recurrent_dropout"],
                 recurrent_initializer=chosen["recurrent_initializer"],
                 return_sequences=layer < chosen["num_layers"] - 1,
                 name=f"untied_{layer}",
