@@ -101,7 +101,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         units: Any = range(16, 257, 16),
         num_layers: Any = (1, 2),
         dropout: Any = (0.0, 0.1, 0.2),
-        recurrent_dropout: Any = (0.0, 0.1, 0.2, 0.3),
+        recurrent_dropout: Any = (0.0, 0.05, 0.1),
         recurrent_initializer: Any = ("orthogonal", "identity"),
         optimizer: Any = ("adam", "rmsprop"),
         learning_rate: Any = (5e-4, 1e-3, 2e-3, 4e-3),
