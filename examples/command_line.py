@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -16,6 +17,20 @@ def positive(text: str) -> int:
 
 def fail(what: str, error: Exception) -> NoReturn:
     sys.exit(f"error: {what}: {' '.join(str(error).split())}")
+
+
+def end_on_interrupt(message: str) -> None:
+    """Has Ctrl-C end the process with `message`, at once: files that `replace` writes are never half written.
+
+    A `KeyboardInterrupt` is lost where it is raised within a destructor, and TensorFlow has thousands of them.
+    """
+
+    def end(*_: Any) -> NoReturn:
+        os.write(2, f"{message}\n".encode())  # `print` must not be called while it runs
+        os._exit(128 + signal.SIGINT)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as behind `nohup`
+        signal.signal(signal.SIGINT, end)
 
 
 def replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:

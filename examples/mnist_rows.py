@@ -18,7 +18,7 @@ import zipfile
 import keras
 import numpy as np
 import tensorflow as tf
-from command_line import fail, positive, replace
+from command_line import end_on_interrupt, fail, positive, replace
 from digits import load_digits
 from matplotlib.figure import Figure
 
@@ -152,8 +152,6 @@ def main() -> None:
     args = parse()
     try:
         train(args)
-    except KeyboardInterrupt:
-        sys.exit("interrupted: go on with the same command and --resume")
     except OSError as error:
         fail(f"cannot use --out {args.out}", error)
 
@@ -219,4 +217,5 @@ def train(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    end_on_interrupt("interrupted: go on with the same command and --resume")
     main()

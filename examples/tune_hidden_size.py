@@ -28,7 +28,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-from command_line import fail, positive, replace
+from command_line import end_on_interrupt, fail, positive, replace
 from digits import Arrays, load_digits
 from matplotlib.figure import Figure
 
@@ -257,8 +257,6 @@ def main() -> None:
     args = parse()
     try:
         run(args)
-    except KeyboardInterrupt:
-        sys.exit("interrupted: go on with the same command")
     except (OSError, json.JSONDecodeError) as error:  # a file that a kill has torn is no JSON
         fail(f"cannot use --directory {args.directory}", error)
 
@@ -294,4 +292,5 @@ def check_settings(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    end_on_interrupt("interrupted: go on with the same command")
     main()

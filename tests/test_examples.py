@@ -1,6 +1,7 @@
 """The examples as a user runs them: as scripts, in a process of their own."""
 
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -165,3 +166,27 @@ def test_resume_refuses_another_run(digits, tmp_path):
     assert code != 0
     assert "cannot resume" in stderr.splitlines()[-1]
     assert (tmp_path / "checkpoint.keras").exists()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_interrupt_within_a_destructor_ends_the_process(ignored):
+    # There Python ignores all exceptions, a `KeyboardInterrupt` as well.
+    script = f"""
+import signal
+if {ignored}:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+from command_line import end_on_interrupt
+
+class Interrupted:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+end_on_interrupt("go on")
+Interrupted()
+print("not ended")
+"""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.run([sys.executable, "-c", script], cwd=EXAMPLES, capture_output=True, text=True)
+    signal.signal(signal.SIGINT, handler)
+    expected = (0, "not ended\n", "") if ignored else (130, "", "go on\n")
+    assert (process.returncode, process.stdout, process.stderr) == expected

@@ -131,7 +131,7 @@ def test_goes_on_with_an_interrupted_search(arguments, undisturbed, tmp_path, nu
     wait_for(lambda: len(oracle(tmp_path)["end_order"]) >= 1 and oracle(tmp_path)["ongoing_trials"], process)
     process.send_signal(number)
     code, _, stderr = finish(process)
-    assert code != 0
+    assert code != 0, stderr
     if message is not None:
         assert stderr.splitlines()[-1] == message
     ended = oracle(tmp_path)["end_order"]
@@ -164,7 +164,7 @@ def test_workers_end_with_the_search(arguments, undisturbed, tmp_path, victim):
     assert set(processes) == {"chief", "worker_0", "worker_1"}
     os.kill(processes.get(victim, process.pid), signal.SIGKILL)
     code, _, stderr = finish(process)
-    assert code != 0
+    assert code != 0, stderr
     assert victim != "chief" or stderr.splitlines()[-1].startswith("error: the chief ended with -9: go on")
     wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in processes.values()))
     # One process goes on with what several have begun.
