@@ -184,6 +184,16 @@ def test_trials_of_one_program_compile_once_and_compute_the_same(data, optimizer
     assert_same(tuning._values(first), after_first)
 
 
+def test_each_batch_size_has_a_program_of_its_own(data):
+    hypermodel = small(activation=traced_tanh, batch_size=[8, 16])
+    for batch_size in (8, 16):  # one program for both would be one for batches of any size, and slower
+        hp = values(batch_size=batch_size)
+        model = hypermodel.build(hp)
+        TRACES.clear()
+        hypermodel.fit(hp, model, *data, verbose=0)
+        assert {x.shape[0] for x in TRACES} == {batch_size}
+
+
 @pytest.mark.parametrize("change", ["loss", "frozen", "clipnorm"])
 def test_another_program_is_not_taken_for_this_one(data, change):
     x, y = data
