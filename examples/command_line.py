@@ -20,9 +20,9 @@ def fail(what: str, error: Exception) -> NoReturn:
 
 
 def end_on_interrupt(message: str) -> None:
-    """Has Ctrl-C end the process with `message`, at once: files that `replace` writes are never half written.
+    """Has Ctrl-C end the process with `message`, at once, which no file that `replace` writes minds.
 
-    A `KeyboardInterrupt` is lost where it is raised within a destructor, and TensorFlow has thousands of them.
+    A `KeyboardInterrupt` is lost if it is raised within a destructor, and TensorFlow has thousands of them.
     """
 
     def end(*_: Any) -> NoReturn:
