@@ -217,6 +217,16 @@ def test_another_program_is_not_taken_for_this_one(data, change):
     assert_same(*results)
 
 
+def test_an_earlier_model_that_was_changed_trains_no_other(data):
+    hypermodel = small(learning_rate=[0.01, 0.1])
+    first, _ = trained(hypermodel, values(learning_rate=0.01), *data)
+    first.layers[1].trainable = False
+    first.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    second, _ = trained(hypermodel, values(learning_rate=0.1), *data)
+    alone, _ = trained(small(learning_rate=[0.01, 0.1]), values(learning_rate=0.1), *data)
+    assert_same(second.get_weights(), alone.get_weights())
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothing")
 def test_few_programs_are_kept(data, monkeypatch):
     monkeypatch.setattr(tuning, "_KEPT_WEIGHTS", 400)
@@ -224,6 +234,9 @@ def test_few_programs_are_kept(data, monkeypatch):
     counts = [trained(hypermodel, values(units=units), *data)[0].count_params() for units in (4, 5, 6)]
     assert counts[1] + counts[2] > 400 >= counts[2]
     assert [program.count_params() for program in hypermodel._programs.values()] == counts[2:]
+    monkeypatch.setattr(tuning, "_KEPT_WEIGHTS", 1)
+    trained(hypermodel, values(units=4), *data)  # the last one is kept whatever its size
+    assert [program.count_params() for program in hypermodel._programs.values()] == counts[:1]
 
 
 def test_best_models_have_their_own_weights(data, tmp_path):
