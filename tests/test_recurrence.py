@@ -1,27 +1,43 @@
 """The hand-written gradient: that it is the one that runs, and that it can be differentiated again."""
 
-import keras
 import numpy as np
 import pytest
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
 
-from untied_rnn import recurrence
-from untied_rnn.recurrence import simple_recurrence
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, recurrence
+from untied_rnn.recurrence import affine_recurrence
+from untied_rnn.sharing import periodic
 
 T, B, INPUT_DIM, U = 4, 2, 5, 3
+LAYERS = {
+    "simple": UntiedSimpleRNN,
+    "lstm": UntiedLSTM,
+    "gru": UntiedGRU,
+}
 
 
-def arguments(rng):
-    shapes = ((T, B, INPUT_DIM), (T, INPUT_DIM, U), (T, U), (T, U, U), (B, U))
+def arguments(rng, name="simple", sets=T):
+    """Inputs, states, and weights of a layer of that name, in a flat list."""
+    layer = LAYERS[name](U, block_size=T // sets)
+    layer.build((B, T, INPUT_DIM))
+    shapes = [(T, B, INPUT_DIM), *((B, U) for _ in layer.state_size), *(w.shape for w in layer.weights)]
     return [ops.convert_to_tensor(rng.normal(size=shape), DTYPE) for shape in shapes]
 
 
-def penalty_gradient(tensors, activation, unroll, jit, **options):
+def recurred(tensors, name="simple", activation="tanh", **options):
+    """`affine_recurrence` of such a list: the outputs."""
+    layer = LAYERS[name](U, activation=activation)
+    number = len(layer.state_size)
+    weights = dict(zip(("kernel", "recurrent_kernel", "bias"), tensors[1 + number :], strict=True))
+    return affine_recurrence(layer.gates, tensors[0], tensors[1 : 1 + number], weights, **options)[0]
+
+
+def penalty_gradient(tensors, jit, **options):
     """Gradient of `|dL/dx|^2 + |dL/dW|^2 + ... + |dL/dh_0|^2`: a gradient penalty."""
 
     def loss(*tensors):
-        return ops.sum(simple_recurrence(*tensors, activation, unroll=unroll, **options) ** 3)
+        return ops.sum(recurred(tensors, **options) ** 3)
 
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -57,52 +73,69 @@ def penalty_gradient(tensors, activation, unroll, jit, **options):
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("return_sequences", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_second_order_gradient_is_that_of_plain_autodiff(jit, unroll, return_sequences, masked, rng):
-    tensors = arguments(rng)
-    options = {"return_sequences": return_sequences}
+@pytest.mark.parametrize(("name", "sets"), [("simple", T), ("simple", 2), ("lstm", T), ("gru", 2)])
+def test_second_order_gradient_is_that_of_plain_autodiff(
+    name, sets, jit, unroll, return_sequences, masked, rng
+):
+    tensors = arguments(rng, name, sets)
+    options = {"name": name, "return_sequences": return_sequences}
+    if sets < T:
+        options["index"] = periodic(sets).index
     if masked:
         options["mask"] = ops.convert_to_tensor(rng.random((T, B, 1)) < 0.6)
-        options["state_dropout"] = ops.convert_to_tensor(rng.random((B, U)) * 2, DTYPE)
+        options["state_dropout"] = ops.convert_to_tensor(rng.random((1, B, U)) * 2, DTYPE)
 
-    def tanh(a):  # not the function that `simple_recurrence` knows a slope of
+    def tanh(a):  # not the function that a slope is known of
         return ops.tanh(a)
 
-    received = penalty_gradient(tensors, keras.activations.tanh, unroll, jit, **options)
-    expected = penalty_gradient(tensors, tanh, True, False, **options)
+    received = penalty_gradient(tensors, jit, unroll=unroll, **options)
+    expected = penalty_gradient(tensors, False, activation=tanh, unroll=True, **options)
     for a, b in zip(received, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=EXACT["rtol"], atol=EXACT["rtol"] * np.abs(b).max())
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="torch differentiates its own loop")
 @pytest.mark.parametrize(
-    ("activation", "unroll", "expected"),
-    [("tanh", False, 1), ("relu", 2, 1), ("softsign", False, 0), ("tanh", True, 0)],
+    ("name", "activation", "unroll", "expected"),
+    [
+        ("simple", "tanh", False, 1),
+        ("simple", "relu", 2, 1),
+        ("lstm", "tanh", False, 1),
+        ("gru", "tanh", False, 1),
+        ("simple", "softsign", False, 0),
+        ("lstm", "softsign", False, 0),
+        ("gru", "softsign", False, 0),
+        ("simple", "tanh", True, 0),
+    ],
 )
 def test_loops_over_known_activations_take_the_hand_written_gradient(
-    activation, unroll, expected, rng, monkeypatch
+    name, activation, unroll, expected, rng, monkeypatch
 ):
     calls = []
     custom_gradient = ops.custom_gradient
     monkeypatch.setattr(
         recurrence.ops, "custom_gradient", lambda f: lambda *a: calls.append(f) or custom_gradient(f)(*a)
     )
-    simple_recurrence(*arguments(rng), keras.activations.get(activation), unroll=unroll)
+    recurred(arguments(rng, name), name=name, activation=activation, unroll=unroll)
     assert len(calls) == expected
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="`vmap` is JAX's")
-def test_vmap_over_the_batch_of_gradients(rng):
+@pytest.mark.parametrize(("name", "sets"), [("simple", T), ("lstm", 2)])
+def test_vmap_over_the_batch_of_gradients(name, sets, rng):
     import jax
 
-    x, kernel, bias, recurrent_kernel, state = arguments(rng)
+    x, *rest = arguments(rng, name, sets)
     mask = ops.convert_to_tensor(rng.random((T, B, 1)) < 0.6)
+    number = len(LAYERS[name](U).state_size)
+    states, weights = rest[:number], rest[number:]
+    index = periodic(sets).index
 
-    def loss(recurrent_kernel, x, state, mask):
-        tensors = (x, kernel, bias, recurrent_kernel, state)
-        return (simple_recurrence(*tensors, keras.activations.tanh, mask=mask) ** 2).sum()
+    def loss(weights, x, states, mask):
+        return (recurred([x, *states, *weights], name=name, mask=mask, index=index) ** 2).sum()
 
     per_sample = jax.vmap(jax.grad(loss), in_axes=(None, 1, 0, 1))(
-        recurrent_kernel, x[:, :, None], state[:, None], mask[:, :, None]
+        weights, x[:, :, None], [state[:, None] for state in states], mask[:, :, None]
     )
-    whole = jax.grad(loss)(recurrent_kernel, x, state, mask)
-    np.testing.assert_allclose(per_sample.sum(axis=0), whole, **EXACT)
+    for a, b in zip(per_sample, jax.grad(loss)(weights, x, states, mask), strict=True):
+        np.testing.assert_allclose(a.sum(axis=0), b, **EXACT)

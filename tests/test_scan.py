@@ -10,7 +10,7 @@ from untied_rnn.scan import scan
 FORMS = [False, True, 1, 2, 3, 7]
 
 
-def step(carry, x):
+def step(carry, x, _=()):
     """Neither linear nor symmetric, so that wrong order or wrong slices change the numbers."""
     (a, b), (p, q, keep) = carry, x
     a, b = ops.tanh(a * p + b), a - q
@@ -55,9 +55,9 @@ def test_unroll_is_the_number_of_steps_per_iteration(unroll):
     carry, p = [ops.zeros(3)] * 2, ops.zeros((8, 3))
     steps = []
 
-    def counted(carry, x):
+    def counted(carry, x, w):
         steps.append(1)
-        return step(carry, x)
+        return step(carry, x, w)
 
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -155,7 +155,7 @@ def test_work_of_the_gradient_is_linear_in_time(unroll):
     import jax
 
     def loss(stack):
-        (last,), _ = scan(lambda c, x: ([c[0] @ x[0]], [c[0]]), [ops.ones((1, 9))], [stack], unroll=unroll)
+        (last,), _ = scan(lambda c, x, w: ([c[0] @ x[0]], [c[0]]), [ops.ones((1, 9))], [stack], unroll=unroll)
         return last.sum()
 
     def bytes_accessed(timesteps):

@@ -1,8 +1,13 @@
-"""Recurrent Keras layers with separate weights for every timestep."""
+"""Keras layers with separate weights for every timestep."""
 
 from importlib.metadata import version
 
+from untied_rnn.cell_rnn import UntiedRNN
+from untied_rnn.dense import UntiedDense
+from untied_rnn.gru import UntiedGRU
+from untied_rnn.lstm import UntiedLSTM
+from untied_rnn.regularizers import TimeSmoothness
 from untied_rnn.simple_rnn import UntiedSimpleRNN
 
-__all__ = ["UntiedSimpleRNN"]
+__all__ = ["TimeSmoothness", "UntiedDense", "UntiedGRU", "UntiedLSTM", "UntiedRNN", "UntiedSimpleRNN"]
 __version__ = version("untied-rnn")

@@ -39,6 +39,40 @@ def _positive_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def _non_negative_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a number that is not negative. Received: {name}={value!r}")
+    if not 0 <= float(value) < float("inf"):
+        raise ValueError(f"`{name}` must be a number that is not negative. Received: {name}={value!r}")
+    return float(value)
+
+
+def _indices(name: str, value: Any) -> list[int] | None:
+    """Integers from 0."""
+    if value is None:
+        return None
+    try:
+        found = list(value)
+    except TypeError:
+        found = [None]
+    if isinstance(value, (str, dict)) or not all(
+        isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in found
+    ):
+        raise TypeError(f"`{name}` must be a list of integers. Received: {name}={value!r}")
+    if any(i < 0 for i in found):
+        raise ValueError(f"`{name}` must be a list of integers from 0. Received: {name}={value!r}")
+    return [int(i) for i in found]
+
+
+def _weight_index(name: str, value: Any) -> list[int] | None:
+    found = _indices(name, value)
+    if found is not None and sorted(set(found)) != list(range(len(set(found)) or 1)):
+        raise ValueError(
+            f"`{name}` must use every weight set from 0 to the largest one. Received: {name}={value!r}"
+        )
+    return found
+
+
 def _boolean(name: str, value: Any) -> bool:
     if not isinstance(value, numbers.Integral) or value not in (0, 1):
         raise TypeError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}")
@@ -71,6 +105,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "units": positive_integer,
     "output_units": _optional_positive_integer,
     "timesteps": _optional_positive_integer,
+    "block_size": _optional_positive_integer,
+    "period": _optional_positive_integer,
+    "weight_index": _weight_index,
+    "frozen_timesteps": _indices,
+    "l1": _non_negative_number,
+    "l2": _non_negative_number,
     "num_layers": positive_integer,
     "batch_size": _optional_positive_integer,
     "learning_rate": _positive_number,
@@ -78,6 +118,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "recurrent_dropout": _rate,
     "seed": _seed,
     "use_bias": _boolean,
+    "unit_forget_bias": _boolean,
+    "reset_after": _boolean,
     "return_sequences": _boolean,
     "return_state": _boolean,
     "go_backwards": _boolean,
@@ -109,6 +151,20 @@ def _names(init: Callable) -> list[str]:
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
 
 
+def show_inherited(cls: type) -> None:
+    """Makes `help`, `inspect` and editors show what `cls` takes as `**kwargs` for its base classes, too."""
+    own: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        init = vars(base).get("__init__")
+        if base is keras.Layer:
+            break
+        for p in list(inspect.signature(init).parameters.values())[1:] if init else []:
+            if p.kind is not p.VAR_KEYWORD and p.name not in own:
+                own[p.name] = p if base is cls else p.replace(kind=p.KEYWORD_ONLY)
+    kwargs = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+    cls.__signature__ = inspect.Signature([*sorted(own.values(), key=lambda p: p.kind), kwargs])  # type: ignore[attr-defined]
+
+
 def check(name: str, value: Any) -> Any:
     """`value` as what the argument `name` takes: a number, or a Keras object for its name."""
     module = _keras_module(name)
@@ -124,7 +180,8 @@ def store(layer: keras.Layer, init: Callable, values: dict[str, Any]) -> None:
         values: The arguments as received; `locals()` at the constructor's start.
     """
     for name in _names(init):
-        setattr(layer, name, check(name, values[name]))
+        if getattr(layer, name, None) is None:  # else a base class, which takes it as well, has set it
+            setattr(layer, name, check(name, values[name]))
 
 
 def config(layer: keras.Layer, init: Callable) -> dict[str, Any]:

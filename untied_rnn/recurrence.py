@@ -1,4 +1,4 @@
-"""The untied recurrence as pure functions on tensors, all of them time-major: `(timesteps, batch, ...)`.
+"""Untied recurrences as pure functions on tensors, all of them time-major: `(timesteps, batch, ...)`.
 
 Each timestep computes all that is its own, input projection and weight gradients included, while its weights
 and its state are in the cache. One batched product over all timesteps for each of them would write stacks of
@@ -7,135 +7,185 @@ TensorFlow takes 1.1 to 1.3 times as long for that, and half as much memory agai
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
-from untied_rnn.scan import scan
+from untied_rnn.scan import Index, scan
 
 Tensor = Any
 Tensors = list[Any]
-
-# f'(a) as a function of h = f(a): all that the hand-written gradient needs to know about f.
-_SLOPES = {
-    keras.activations.linear: ops.ones_like,
-    keras.activations.tanh: lambda h: 1 - h * h,
-    keras.activations.sigmoid: lambda h: h * (1 - h),
-    keras.activations.relu: lambda h: ops.cast(h > 0, h.dtype),
-}
+Activation = Callable[[Tensor], Tensor]
 
 
-def affine(inputs: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x_t W_t + b_t` for all timesteps at once, or for one.
+class Gates:
+    """What a layer does at one timestep with its two projections, element by element.
 
-    Args:
-        inputs: `(timesteps, batch, input_dim)`, or `(batch, input_dim)`.
-        kernel: `(timesteps, input_dim, units)`, or `(input_dim, units)`.
-        bias: `(timesteps, units)`, or `(units,)`, or `None`.
-
-    Returns:
-        A tensor of shape `(timesteps, batch, units)`, or `(batch, units)`.
+    Those are `p = x_t W_t + b_t` and `q = h_{t-1} U_t + c_t`, `(batch, parts * units)`; `h` is the first of
+    the states.
     """
-    outputs = ops.matmul(inputs, kernel)
-    return outputs if bias is None else outputs + ops.expand_dims(bias, -2)
+
+    parts: ClassVar[int]
+    saved: ClassVar[int] = 0
+    has_backward: bool
+
+    def project_state(self, p: Tensor, h: Tensor, kernel: Tensor, drop: Tensor | None) -> Tensor:
+        """`h U`."""
+        return project(h, kernel, drop)
+
+    def forward(self, p: Tensor, q: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
+        """The states after the timestep, and `saved` tensors of their shape that `backward` needs."""
+        raise NotImplementedError
+
+    def backward(
+        self, d_after: Tensors, saved: Tensors, before: Tensors, after: Tensors
+    ) -> tuple[Tensor, Tensor, Tensors]:
+        """`dL/dp`, `dL/dq`, and `dL/dbefore` as far as it does not come through `q` (0 if not at all)."""
+        raise NotImplementedError
 
 
-def simple_recurrence(
+def affine_recurrence(
+    gates: Gates,
     inputs: Tensor,
-    kernel: Tensor,
-    bias: Tensor | None,
-    recurrent_kernel: Tensor,
-    initial_state: Tensor,
-    activation: Callable[[Tensor], Tensor],
+    states: Tensors,
+    weights: dict[str, Tensor],
+    index: Index | None = None,
     mask: Tensor | None = None,
+    input_dropout: Tensor | None = None,
     state_dropout: Tensor | None = None,
     return_sequences: bool = True,
     unroll: bool | int = False,
-) -> Tensor:
-    """`h_t = activation(x_t W_t + b_t + (h_{t-1} * d) U_t)`, and `h_{t-1}` where the mask is `False`.
+) -> tuple[Tensor, Tensors]:
+    """`states_t = gates(x_t W_s + b_s, h_{t-1} U_s + c_s, states_{t-1})`, unchanged where masked.
 
     Args:
+        gates: The rest of a timestep.
         inputs: `x`, `(timesteps, batch, input_dim)`.
-        kernel: `W`, `(timesteps, input_dim, units)`.
-        bias: `b`, `(timesteps, units)` or `None`.
-        recurrent_kernel: `U`, `(timesteps, units, units)`.
-        initial_state: `h_0`, `(batch, units)`.
-        activation: Function of a tensor.
+        states: Initial states, `(batch, units)`.
+        weights: Stacks of weight sets: `kernel`, W, `(sets, input_dim, parts * units)`;
+            `recurrent_kernel`, U, `(sets, units, parts * units)`; perhaps `bias`: b,
+            `(sets, parts * units)`, or b and c, `(sets, 2, parts * units)`.
+        index: See `untied_rnn.scan.scan`.
         mask: Boolean, `(timesteps, batch, 1)`.
-        state_dropout: `d`, `(batch, units)`: one dropout mask for all timesteps.
-        return_sequences: Whether to return all states or the last one.
+        input_dropout, state_dropout: Dropout masks of `x` and `h`, the same at all timesteps:
+            `(parts, batch, ...)`, one for each part of the projection, or `(1, batch, ...)` for all.
+        return_sequences: Whether to return `h` of all timesteps or the last one.
         unroll: See `untied_rnn.scan.scan`.
 
     Returns:
-        `(timesteps, batch, units)` with `return_sequences`, else `(batch, units)`.
+        `h`, `(timesteps, batch, units)` with `return_sequences` and else `(1, batch, units)`, and the last
+        states.
     """
-    # Along time as well, so that it reaches the steps as all else does and is not captured by them.
-    dropout = None
-    if state_dropout is not None:
-        dropout = ops.broadcast_to(state_dropout, (ops.shape(inputs)[0], *ops.shape(state_dropout)))
+    stacks = [weights["kernel"], weights["recurrent_kernel"]]
+    bias = weights.get("bias")
+    if bias is not None:  # taken apart here, and not at every step
+        stacks += [bias] if len(bias.shape) == 2 else [bias[:, 0], bias[:, 1]]
+    # Along time as well, so that they reach the steps as all else does and are not captured by them.
+    fixed = [mask, along_time(input_dropout, inputs), along_time(state_dropout, inputs)]
+    number = len(states)
 
-    def dropped(state: Tensor, drop: Tensor | None) -> Tensor:
-        return state if drop is None else state * drop
+    def recording_step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
+        (keep, drop_input, drop_state, x), (kernel, recurrent_kernel, *biases) = x, w
+        p = project(x, kernel, drop_input)
+        p = p + biases[0] if biases else p
+        q = gates.project_state(p, before[0], recurrent_kernel, drop_state)
+        q = q + biases[1] if biases[1:] else q
+        after, saved = gates.forward(p, q, before)
+        if keep is not None:
+            after = [ops.where(keep, new, old) for new, old in zip(after, before, strict=True)]
+        return after, [*before, *saved, *(after[:1] if return_sequences else [])]
 
-    def step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-        (previous,), (keep, drop, recurrent_kernel, inputs, kernel, *bias) = carry, x
-        state = activation(
-            affine(inputs, kernel, *bias) + ops.matmul(dropped(previous, drop), recurrent_kernel)
-        )
-        state = state if keep is None else ops.where(keep, state, previous)
-        return [state], [state]
+    def step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
+        after, _ = recording_step(before, x, w)
+        return after, after[:1] if return_sequences else []
 
-    def recording_step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-        after, states = step(carry, x)
-        return after, [*carry, *(states if return_sequences else [])]
+    def backward_step(carry: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
+        """All gradients of one timestep; the states that it ended in come from the one after."""
+        d_after, after = carry[:number], carry[number:]
+        (keep, drop_input, drop_state, x, arriving, *x_rest), (kernel, recurrent_kernel, *biases) = x, w
+        before, saved = x_rest[:number], x_rest[number:]
+        if arriving is not None:
+            d_after = [d_after[0] + arriving, *d_after[1:]]
+        d_p, d_q, d_before = gates.backward(d_after, saved, before, after)
+        if keep is not None:
+            d_p, d_q = ops.where(keep, d_p, 0), ops.where(keep, d_q, 0)
+        d_x, d_kernel = _project_backward(d_p, x, kernel, drop_input)
+        d_h, d_recurrent_kernel = _project_backward(d_q, before[0], recurrent_kernel, drop_state)
+        d_before = [d_before[0] + d_h, *d_before[1:]]
+        if keep is not None:
+            d_before = [ops.where(keep, new, old) for new, old in zip(d_before, d_after, strict=True)]
+        d_biases = [ops.sum(d, axis=0) for d, _ in zip((d_p, d_q), biases)]  # noqa: B905 (none, one or two)
+        return [*d_before, *before], [d_x, d_kernel, d_recurrent_kernel, *d_biases]
 
-    def backward_step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-        """All gradients of one timestep from `delta_t = dL/da_t`; its state comes from the one after."""
-        (gradient, state), (arriving, previous, *x) = carry, x
-        keep, drop, recurrent_kernel, inputs, kernel, *bias = x
-        gradient = gradient if arriving is None else gradient + arriving
-        delta = gradient * _SLOPES[activation](state)
-        delta = delta if keep is None else ops.where(keep, delta, 0)
-        earlier = dropped(ops.matmul(delta, ops.transpose(recurrent_kernel)), drop)
-        earlier = earlier if keep is None else ops.where(keep, earlier, gradient)
-        return [earlier, previous], [
-            ops.matmul(ops.transpose(dropped(previous, drop)), delta),
-            ops.matmul(delta, ops.transpose(kernel)),
-            ops.matmul(ops.transpose(inputs), delta),
-            *(ops.sum(delta, axis=0) for _ in bias),
-        ]
+    def scanned(step: Callable, states: Tensors, inputs: Tensor, stacks: Tensors, ys: int) -> tuple:
+        xs, y_shapes = [*fixed, inputs], [states[0].shape] * ys
+        return scan(step, states, xs, stacks, index, unroll=unroll, y_shapes=y_shapes)
 
     @ops.custom_gradient
-    def with_lean_gradient(initial_state: Tensor, *tensors: Tensor) -> tuple[Tensor, Callable]:
-        """Keeps `h_{t-1}` of each step and nothing else for the gradient."""
-        xs = [mask, dropout, *tensors]
-        recorded = [initial_state.shape] * (2 if return_sequences else 1)
-        (last,), (previous, *states) = scan(
-            recording_step, [initial_state], xs, unroll=unroll, y_shapes=recorded
-        )
+    def with_lean_gradient(*tensors: Tensor) -> tuple[Tensors, Callable]:
+        """Keeps what the gradient cannot do without; no product is computed twice."""
+        states, inputs, stacks = list(tensors[:number]), tensors[number], list(tensors[number + 1 :])
+        kept = number + gates.saved
+        last, recorded = scanned(recording_step, states, inputs, stacks, kept + return_sequences)
 
-        def gradient(upstream: Tensor) -> tuple[Tensor, ...]:
-            at_end, arriving = (ops.zeros_like(last), upstream) if return_sequences else (upstream, None)
-            (d_initial_state, _), d_tensors = scan(
+        def gradient(*upstream: Any) -> tuple[Tensor, ...]:
+            upstream = keras.tree.flatten(upstream)  # one list on JAX
+            arriving = upstream[number] if return_sequences else None
+            d_states, d_rest = scan(
                 backward_step,
-                [at_end, last],
-                [arriving, previous, *xs],
+                [*upstream[:number], *last],
+                [*fixed, inputs, arriving, *recorded[:kept]],
+                stacks,
+                index,
                 reverse=True,
                 unroll=unroll,
-                y_shapes=[tensor.shape[1:] for tensor in tensors],
+                y_shapes=[tensor.shape[1:] for tensor in [inputs, *stacks]],
+                sums=len(stacks),
             )
-            return d_initial_state, *d_tensors
+            return *d_states[:number], *d_rest
 
-        return (states[0] if return_sequences else last), gradient
+        return [*last, *recorded[kept:]], gradient
 
-    tensors = [recurrent_kernel, inputs, kernel, *([] if bias is None else [bias])]
     # Not on torch: what a custom gradient captures there is cut off from the graph, so second-order
     # gradients would be wrong without a word.
-    if unroll is not True and activation in _SLOPES and keras.backend.backend() != "torch":
-        return with_lean_gradient(initial_state, *tensors)
-    (last,), (states,) = scan(step, [initial_state], [mask, dropout, *tensors], unroll=unroll)
-    return states if return_sequences else last
+    if unroll is not True and gates.has_backward and keras.backend.backend() != "torch":
+        results = with_lean_gradient(*states, inputs, *stacks)
+        last, ys = list(results[:number]), results[number:]
+    else:
+        last, ys = scanned(step, states, inputs, stacks, int(return_sequences))
+    return ys[0] if return_sequences else last[0][None], last
+
+
+def along_time(mask: Tensor | None, inputs: Tensor) -> Tensor | None:
+    """A dropout mask, repeated for every timestep of `inputs`."""
+    return None if mask is None else ops.broadcast_to(mask, (ops.shape(inputs)[0], *ops.shape(mask)))
+
+
+def project(x: Tensor, kernel: Tensor, drop: Tensor | None) -> Tensor:
+    """`x W`, or `(x * d) W` for each part of `W` and its dropout mask `d`."""
+    if drop is None:
+        return ops.matmul(x, kernel)
+    kernels = ops.split(kernel, drop.shape[0], axis=-1)
+    parts = [ops.matmul(x * d, k) for d, k in zip(ops.unstack(drop), kernels, strict=True)]
+    return ops.concatenate(parts, axis=-1)
+
+
+def _project_backward(
+    d_product: Tensor, x: Tensor, kernel: Tensor, drop: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `project` to `x` and `W`."""
+    if drop is None:
+        return ops.matmul(d_product, ops.transpose(kernel)), ops.matmul(ops.transpose(x), d_product)
+    n = drop.shape[0]
+    parts = zip(
+        ops.split(d_product, n, axis=-1), ops.split(kernel, n, axis=-1), ops.unstack(drop), strict=True
+    )
+    d_x, d_kernel = zip(
+        *((ops.matmul(d, ops.transpose(k)) * m, ops.matmul(ops.transpose(x * m), d)) for d, k, m in parts),
+        strict=True,
+    )
+    return sum(d_x), ops.concatenate(d_kernel, axis=-1)
 
 
 def hold(outputs: Tensor, mask: Tensor, unroll: bool | int = False) -> Tensor:
@@ -147,7 +197,7 @@ def hold(outputs: Tensor, mask: Tensor, unroll: bool | int = False) -> Tensor:
         unroll: See `untied_rnn.scan.scan`.
     """
 
-    def step(carry: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
+    def step(carry: Tensors, x: Tensors, _: Tensors) -> tuple[Tensors, Tensors]:
         (held,), (output, keep) = carry, x
         output = ops.where(keep, output, held)
         return [output], [output]

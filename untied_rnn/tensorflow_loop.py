@@ -3,7 +3,8 @@
 TensorFlow's own gradient of a loop keeps what each step computed in `TensorList`s. Those cannot leave
 an XLA-compiled function, so a compiled layer could not be trained outside of `fit`. Here the gradient
 is written as another `scan`: only the carries are kept, as ordinary tensors, each step is computed
-again from its carry, and the gradient of the gradient is a `scan` in turn.
+again from its carry, and the gradient of the gradient is a `scan` in turn. What a step reads at an index,
+the gradient adds up at that index, and the other way around.
 """
 
 from collections.abc import Callable
@@ -13,42 +14,51 @@ import tensorflow as tf
 from keras import ops
 
 Tensors = list[Any]
-Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
+Step = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
+Index = Callable[[Any], Any]
 
 
 def while_scan(
     step: Step,
     carry: Tensors,
     xs: Tensors,
+    weights: Tensors,
+    index: Index | None,
     y_specs: list[tf.TensorSpec],
+    sums: int,
     reverse: bool,
     steps_per_iteration: int,
 ) -> tuple[Tensors, Tensors]:
     """See `untied_rnn.scan.scan`.
 
     Args:
-        step: Pure function `step(carry, x_t) -> (carry, y_t)` that captures no tensors.
-        carry, xs, reverse, steps_per_iteration: See `untied_rnn.scan.scan`; no entry of `xs` is `None`.
+        step: Pure function `step(carry, x_t, w_s) -> (carry, y_t)` that captures no tensors.
+        carry, xs, weights, index, sums, reverse, steps_per_iteration: See `untied_rnn.scan.scan`; no entry
+            of `xs` is `None`.
         y_specs: Shapes and dtypes of `y_t`.
     """
-    states = len(carry)
-    recorded_specs = [*y_specs, *_specs(carry)]
+    states, stacks = len(carry), len(xs)
+    recorded_specs = [*_specs(carry), *y_specs]
+    ordinary = len(y_specs) - sums
 
-    def recording_step(before: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-        after, y = step(before, x)
-        return after, [*y, *before]
+    def split(tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        return tensors[:states], tensors[states : states + stacks], tensors[states + stacks :]
+
+    def recording_step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
+        after, y = step(before, x, w)
+        return after, [*before, *y]
 
     @tf.custom_gradient
     def record(*arguments: Any) -> tuple[Tensors, Callable]:
         """The loop, returning also the carry that each step began with."""
         tensors = list(arguments)
-        problem = (recording_step, tensors[:states], tensors[states:], recorded_specs)
-        last, recorded = _loop(*problem, reverse, steps_per_iteration)
+        loop: Any = (index, recorded_specs, sums, reverse, steps_per_iteration)
+        last, recorded = _loop(recording_step, *split(tensors), *loop)
 
         def gradient(*upstream: Any) -> Tensors:  # only asked for by the gradient of a gradient
             with tf.GradientTape() as tape:
                 tape.watch(_smooth(tensors))
-                last, recorded = while_scan(*problem, reverse, steps_per_iteration)
+                last, recorded = while_scan(recording_step, *split(tensors), *loop)
             return _gradients(tape, [*last, *recorded], tensors, upstream)
 
         return [*last, *recorded], gradient
@@ -58,32 +68,44 @@ def while_scan(
         # Copies, for a gradient of a gradient must find these in the graph that the loop stands in.
         tensors = [tf.identity(tensor) for tensor in arguments]
         results = record(*tensors)
-        outputs, carries = results[: states + len(y_specs)], results[states + len(y_specs) :]
-        sequences = tensors[states:]
+        last, carries, ys = results[:states], results[states : 2 * states], results[2 * states :]
+        _, sequences, weights = split(tensors)
 
-        def backward_step(d_after: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-            before, x, d_y = x[:states], x[states : states + len(xs)], x[states + len(xs) :]
+        def backward_step(d_after: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
+            (before, x, d_y), (w, d_sums) = split(x), (w[: len(weights)], w[len(weights) :])
+            sources = [*before, *x, *w]
             with tf.GradientTape() as tape:
-                tape.watch(_smooth([*before, *x]))
-                after, y = step(before, x)
-            gradients = _gradients(tape, [*after, *y], [*before, *x], [*d_after, *d_y])
+                tape.watch(_smooth(sources))
+                after, y = step(before, x, w)
+            gradients = _gradients(tape, [*after, *y], sources, [*d_after, *d_y, *d_sums])
             return gradients[:states], _smooth(gradients[states:])
 
         def gradient(*upstream: Any) -> Tensors:
+            d_last, d_ys, d_sums = (
+                upstream[:states],
+                upstream[states : states + ordinary],
+                upstream[states + ordinary :],
+            )
             d_first, d_smooth = while_scan(
                 backward_step,
-                list(upstream[:states]),
-                [*carries, *sequences, *upstream[states:]],
-                [tf.TensorSpec(x.shape[1:], x.dtype) for x in _smooth(sequences)],
+                list(d_last),
+                [*carries, *sequences, *d_ys],
+                [*weights, *d_sums],
+                index,
+                [tf.TensorSpec(x.shape[1:], x.dtype) for x in _smooth([*sequences, *weights])],
+                len(weights),
                 not reverse,
                 steps_per_iteration,
             )
             remaining = iter(d_smooth)
-            return [*d_first, *(next(remaining) if x.dtype.is_floating else None for x in sequences)]
+            return [
+                *d_first,
+                *(next(remaining) if x.dtype.is_floating else None for x in [*sequences, *weights]),
+            ]
 
-        return outputs, gradient
+        return [*last, *ys], gradient
 
-    results = run(*carry, *xs)
+    results = run(*carry, *xs, *weights)
     return results[:states], results[states:]
 
 
@@ -106,21 +128,43 @@ def _loop(
     step: Step,
     carry: Tensors,
     xs: Tensors,
+    weights: Tensors,
+    index: Index | None,
     y_specs: list[tf.TensorSpec],
+    sums: int,
     reverse: bool,
     steps_per_iteration: int,
 ) -> tuple[Tensors, Tensors]:
     timesteps = ops.shape(xs[0])[0]
-    inputs = [tf.TensorArray(x.dtype, timesteps, element_shape=x.shape[1:]).unstack(x) for x in xs]
-    outputs = [tf.TensorArray(spec.dtype, timesteps, element_shape=spec.shape) for spec in y_specs]
+
+    def array(tensor: Any, length: Any) -> tf.TensorArray:
+        return tf.TensorArray(
+            tensor.dtype, length, clear_after_read=False, element_shape=tensor.shape[1:]
+        ).unstack(tensor)
+
+    inputs = [array(x, timesteps) for x in xs]
+    sets = [array(w, ops.shape(w)[0]) for w in weights]
+    ordinary = len(y_specs) - sums
+    outputs = [
+        tf.TensorArray(spec.dtype, timesteps, element_shape=spec.shape)
+        for spec in (y_specs if index is None else y_specs[:ordinary])
+    ]
+    if index is not None and sums:
+        number = ops.shape(weights[0])[0]
+        zeros = [tf.zeros([number, *spec.shape], spec.dtype) for spec in y_specs[ordinary:]]
+        outputs += [array(zero, number) for zero in zeros]
     carry_specs = _specs(carry)
 
     def single(i: Any, carry: Tensors, outputs: Tensors) -> tuple[Any, Tensors, Tensors]:
         t = timesteps - 1 - i if reverse else i
-        carry, y = step(carry, [x.read(t) for x in inputs])
+        s = t if index is None else index(t)
+        carry, y = step(carry, [x.read(t) for x in inputs], [w.read(s) for w in sets])
         for value, spec in zip(carry, carry_specs, strict=True):
             value.set_shape(spec.shape)  # a loop's variables must not change in what is known of them
-        return i + 1, carry, [out.write(t, value) for out, value in zip(outputs, y, strict=True)]
+        written = [out.write(t, v) for out, v in zip(outputs[:ordinary], y[:ordinary], strict=True)]
+        for total, part in zip(outputs[ordinary:], y[ordinary:], strict=True):
+            written.append(total.write(s, part if index is None else total.read(s) + part))
+        return i + 1, carry, written
 
     def several(*loop_vars: Any) -> tuple:
         for _ in range(steps_per_iteration):

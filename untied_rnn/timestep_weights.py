@@ -13,6 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from untied_rnn.regularizers import TimeSmoothness
+
 Tensor = Any
 
 # Sums over elements, so that the penalty of the stack is already the sum over its weights.
@@ -20,31 +22,46 @@ _ELEMENTWISE = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers
 
 
 class TimestepInitializer(keras.initializers.Initializer):
-    """Draws each timestep's weight by itself, from one initializer.
-
-    Keras initializers with an integer seed return the same values at every call; here each timestep
-    gets its own seed, derived from that one, so that the weights differ but are reproducible.
+    """Draws the weight of each set by itself.
 
     Args:
-        initializer: Callable `(shape, dtype)` for the weight of one timestep.
+        initializer: Callable `(shape, dtype)` for one weight; or a `SeparateInitializer`.
+        sets: Numbers of the weight sets that are drawn; all from 0 on if not given.
     """
 
-    def __init__(self, initializer: Callable[..., Tensor]):
-        self.initializer = initializer
+    def __init__(self, initializer: Callable[..., Tensor], sets: np.ndarray | None = None):
+        self.initializer, self.sets = initializer, sets
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
-        timesteps, *weight_shape = shape
-        return ops.stack([draw(tuple(weight_shape), dtype=dtype) for draw in self._per_timestep(timesteps)])
+        sets = range(shape[0]) if self.sets is None else self.sets
+        draws = (initializer_at(self.initializer, int(s)) for s in sets)
+        return ops.stack([draw(tuple(shape[1:]), dtype=dtype) for draw in draws])
 
-    def _per_timestep(self, timesteps: int) -> list[Callable[..., Tensor]]:
-        seed = getattr(self.initializer, "seed", None)
-        if not isinstance(seed, int):  # not random, or a `SeedGenerator` that moves on by itself
-            return [self.initializer] * timesteps
-        # Hashed, not counted up: else layers with seeds 0 and 1 would share all but one weight.
-        seeds = np.random.SeedSequence(seed % 2**64).generate_state(timesteps)
-        initializer: Any = self.initializer
-        config = initializer.get_config()
-        return [initializer.from_config({**config, "seed": int(s)}) for s in seeds]
+
+class SeparateInitializer(keras.initializers.Initializer):
+    """An initializer that knows itself what differs between weight sets."""
+
+    def at(self, weight_set: int) -> Callable[..., Tensor]:
+        """The initializer of one weight."""
+        raise NotImplementedError
+
+
+def initializer_at(initializer: Callable[..., Tensor], weight_set: int) -> Callable[..., Tensor]:
+    """The initializer of one weight set.
+
+    Keras initializers with an integer seed return the same values at every call; here each set gets its own
+    seed, derived from that one, so that the weights differ but are reproducible.
+    """
+    if isinstance(initializer, SeparateInitializer):
+        return initializer.at(weight_set)
+    seed = getattr(initializer, "seed", None)
+    if not isinstance(seed, int):  # not random, or a `SeedGenerator` that moves on by itself
+        return initializer
+    # Hashed, not counted up: else layers with seeds 0 and 1 would share all but one weight.
+    seeds = np.random.SeedSequence(seed % 2**64).generate_state(weight_set + 1)
+    keras_initializer: Any = initializer
+    config = {**keras_initializer.get_config(), "seed": int(seeds[weight_set])}
+    return keras_initializer.from_config(config)
 
 
 class TimestepRegularizer(keras.regularizers.Regularizer):
@@ -77,29 +94,46 @@ class TimestepConstraint(keras.constraints.Constraint):
         return ops.vectorized_map(self.constraint, ops.convert_to_tensor(stack))
 
 
+def timestep_penalty(regularizer: Callable[[Tensor], Tensor], cyclic: bool) -> Callable[[Tensor], Tensor]:
+    """What a regularizer of a layer with weights per timestep says of a stack of them.
+
+    Args:
+        regularizer: A regularizer of one weight, or `TimeSmoothness`, which is one of the stack.
+        cyclic: Whether the first weight comes after the last one again.
+    """
+    if not isinstance(regularizer, TimeSmoothness):
+        return TimestepRegularizer(regularizer)
+    if not cyclic:
+        return regularizer
+    return lambda stack: regularizer(ops.concatenate([stack, stack[:1]]))
+
+
 def add_timestep_weight(
     layer: keras.Layer,
     name: str,
-    timesteps: int,
+    sets: np.ndarray,
     shape: tuple[int, ...],
     initializer: Callable[..., Tensor],
-    regularizer: Callable[[Tensor], Tensor] | None = None,
+    penalty: Callable[[Tensor], Tensor] | None = None,
     constraint: Callable[[Tensor], Tensor] | None = None,
+    trainable: bool = True,
 ) -> keras.Variable:
-    """Adds the variable `name` of shape `(timesteps, *shape)` to `layer`.
+    """Adds the variable `name` of shape `(len(sets), *shape)` to `layer`.
 
     Args:
         layer: The layer that owns the variable.
         name: Name of the variable.
-        timesteps: Number of separate weights.
+        sets: Numbers of the separate weights that it holds.
         shape: Shape of the weight that one timestep uses.
-        initializer, regularizer, constraint: What one timestep's weight is drawn from, penalised by
-            and projected by.
+        initializer, constraint: What one timestep's weight is drawn from, and projected by.
+        penalty: What is added to the loss, as a function of the stack.
+        trainable: Whether the variable is trained.
     """
     return layer.add_weight(
         name=name,
-        shape=(timesteps, *shape),
-        initializer=TimestepInitializer(initializer),
-        regularizer=None if regularizer is None else TimestepRegularizer(regularizer),
+        shape=(len(sets), *shape),
+        initializer=TimestepInitializer(initializer, sets),
+        regularizer=penalty,
         constraint=None if constraint is None else TimestepConstraint(constraint),
+        trainable=trainable,
     )

@@ -1,0 +1,140 @@
+"""The base of layers whose timestep is two affine maps and a function of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from untied_rnn import arguments
+from untied_rnn.arguments import KerasObject
+from untied_rnn.layer import Tensor
+from untied_rnn.recurrence import Gates, affine_recurrence
+from untied_rnn.rnn import BaseUntiedRNN
+
+
+class AffineRNN(BaseUntiedRNN):
+    """Base class of `UntiedSimpleRNN`, `UntiedLSTM` and `UntiedGRU`.
+
+    A subclass sets `self.gates`, what it does with `x_t W_t + b_t` and `h_{t-1} U_t`, and `state_size`.
+
+    Args:
+        units: Positive integer, the size of the state `h`.
+        timesteps: See `BaseUntiedRNN`.
+        use_bias: Whether there are biases.
+        kernel_initializer: Initializer of each `W_t`, of shape `(input_dim, parts * units)`. An integer
+            seed in it is reproducible and gives other values at each timestep.
+        recurrent_initializer: Initializer of each `U_t`, of shape `(units, parts * units)`.
+        bias_initializer: Initializer of each `b_t`.
+        kernel_regularizer: Regularizer of each `W_t`; the penalties of all weight sets are added. Or
+            `untied_rnn.regularizers.TimeSmoothness`.
+        recurrent_regularizer: Regularizer of each `U_t`.
+        bias_regularizer: Regularizer of each `b_t`.
+        activity_regularizer: Regularizer of what the layer outputs.
+        kernel_constraint: Constraint on each `W_t` by itself.
+        recurrent_constraint: Constraint on each `U_t` by itself.
+        bias_constraint: Constraint on each `b_t` by itself.
+        dropout: Fraction of the inputs to drop, the same ones at every timestep.
+        recurrent_dropout: Fraction of the state `h` to drop where it enters `h_{t-1} U_t`, the same
+            units at every timestep.
+        seed: Integer seed of the dropout.
+        **kwargs: Arguments of `BaseUntiedRNN` (output forms, masks, sharing of weights) and `keras.Layer`.
+    """
+
+    gates: Gates
+
+    def __init__(
+        self,
+        units: int,
+        timesteps: int | None = None,
+        use_bias: bool = True,
+        kernel_initializer: KerasObject = "glorot_uniform",
+        recurrent_initializer: KerasObject = "orthogonal",
+        bias_initializer: KerasObject = "zeros",
+        kernel_regularizer: KerasObject | None = None,
+        recurrent_regularizer: KerasObject | None = None,
+        bias_regularizer: KerasObject | None = None,
+        activity_regularizer: KerasObject | None = None,
+        kernel_constraint: KerasObject | None = None,
+        recurrent_constraint: KerasObject | None = None,
+        bias_constraint: KerasObject | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
+        received = dict(locals())
+        super().__init__(timesteps, **kwargs)
+        arguments.store(self, AffineRNN.__init__, received)
+        self.output_size = self.units
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **arguments.config(self, AffineRNN.__init__)}
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        return (self.gates.parts * self.units,)
+
+    def add_weight_of(self, role: str, name: str, shape: tuple[int, ...]) -> keras.Variable:
+        """Adds the weight `name` with the initializer, regularizer and constraint of its role."""
+        options = (getattr(self, f"{role}_{kind}") for kind in ("regularizer", "constraint"))
+        return self.add_timestep_weight(name, shape, self.initializer_of(role), *options)
+
+    def initializer_of(self, role: str) -> Callable[..., Tensor]:
+        return getattr(self, f"{role}_initializer")
+
+    def build_weights(self, input_dim: int) -> None:
+        features = self.gates.parts * self.units
+        self.kernel = self.add_weight_of("kernel", "kernel", (input_dim, features))
+        self.recurrent_kernel = self.add_weight_of("recurrent", "recurrent_kernel", (self.units, features))
+        self.bias = self.add_weight_of("bias", "bias", self.bias_shape) if self.use_bias else None
+
+    def noise(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Tensor]:
+        # As in Keras: with recurrent dropout each part of a projection has masks of its own.
+        parts = self.gates.parts if self.recurrent_dropout else 1
+
+        def keep(like: Tensor, rate: float) -> Tensor:
+            ones = ops.ones_like(like)
+            return ops.stack(
+                [keras.random.dropout(ones, rate, seed=self.seed_generator) for _ in range(parts)]
+            )
+
+        noise = {}
+        if training and self.dropout:
+            noise["input_dropout"] = keep(sequences[:, 0], self.dropout)
+        if training and self.recurrent_dropout:
+            noise["state_dropout"] = keep(states[0], self.recurrent_dropout)
+        return noise
+
+    def recurrence(
+        self,
+        inputs: Tensor,
+        states: list[Tensor],
+        mask: Tensor | None,
+        weights: dict[str, Tensor],
+        noise: dict[str, Tensor],
+        training: bool,
+        unroll: bool | int,
+    ) -> tuple[Tensor, list[Tensor]]:
+        return affine_recurrence(
+            self.gates,
+            inputs,
+            states,
+            weights,
+            index=self.index,
+            mask=mask,
+            # Masked outputs repeat earlier ones, so that all are needed to know the last.
+            return_sequences=self.return_sequences or mask is not None,
+            unroll=unroll,
+            **noise,
+        )
+
+    @classmethod
+    def _arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
+        config = super()._arguments_of(layer)
+        if isinstance(layer, cls.tied_class):
+            config["seed"] = layer.cell.seed  # which Keras itself forgets
+            if not config["unroll"]:  # the default there: nothing was asked for
+                del config["unroll"]
+        return config

@@ -1,0 +1,286 @@
+"""`UntiedRNN`: any Keras cell, with separate weights for every timestep."""
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+from keras import ops
+
+from untied_rnn.layer import Shape, Tensor
+from untied_rnn.recurrence import along_time
+from untied_rnn.rnn import BaseUntiedRNN
+from untied_rnn.scan import Tensors, scan
+from untied_rnn.timestep_weights import SeparateInitializer, initializer_at
+
+
+@keras.saving.register_keras_serializable(package="untied_rnn")
+class UntiedRNN(BaseUntiedRNN):
+    r"""Runs any recurrent cell with weights that are separate for every timestep.
+
+    With `theta_t`, the weights of the cell, of its own for each timestep `t = 1 .. T`:
+
+    ```
+    y_t, states_t = cell(x_t, states_{t-1}; theta_t)
+    ```
+
+    It takes the place of `keras.layers.RNN`: arguments that both have mean the same. Each weight of the cell
+    becomes one variable of the same name with a leading axis of weight sets, and each of them is what the
+    cell's own initializers, regularizers and constraints make of it.
+
+    Args:
+        cell: A `keras.Layer` with `state_size` and `call(inputs, states)`, which returns an output and the
+            states after it: `keras.layers.LSTMCell`, `keras.layers.StackedRNNCells` or one of your own. A
+            list of cells is stacked. It serves as a template and stays as it is. Its weights that are not
+            trainable are constants: a cell that changes them in its call, as `BatchNormalization` does, is
+            an error. So is one that draws random numbers, but for the dropout of Keras's own cells.
+        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
+            the length of the first input. A shorter sequence uses the weights of the first timesteps; a
+            longer one is an error.
+        **kwargs: All other arguments that `keras.layers.RNN` has (see `untied_rnn.rnn.BaseUntiedRNN`), and
+            those that let timesteps share weights (see `untied_rnn.layer.UntiedLayer`).
+
+    Call arguments:
+        sequences, initial_state, mask, training: See `untied_rnn.rnn.BaseUntiedRNN`.
+
+    Input shape:
+        `(batch, timesteps, input_dim)`.
+
+    Output shape:
+        `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`, where `features` is
+        the cell's `output_size`, or else its first state's. With `return_state`, a tuple of that and the
+        states, nested as the cell's `state_size` is.
+
+    Variables:
+        The cell's, in its order, with a leading axis of weight sets: as many as timesteps, or fewer if they
+        are shared. Those of nested layers have the names of these before their own.
+
+    Masking, Raises:
+        See `untied_rnn.rnn.BaseUntiedRNN`.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from untied_rnn import UntiedRNN
+
+    rows = np.random.random((32, 28, 28)).astype("float32")
+    layer = UntiedRNN(keras.layers.LSTMCell(50))
+    assert layer(rows).shape == (32, 50)
+    assert [tuple(w.shape) for w in layer.weights] == [(28, 28, 200), (28, 50, 200), (28, 200)]
+    ```
+
+    References:
+        - [Gregor and LeCun, 2010, Learning fast approximations of sparse
+          coding](https://icml.cc/Conferences/2010/papers/449.pdf), a cell of its own for each iteration.
+    """
+
+    tied_class = keras.layers.RNN
+
+    def __init__(self, cell: Any, timesteps: int | None = None, **kwargs: Any):
+        if isinstance(cell, (list, tuple)):
+            cell = keras.layers.StackedRNNCells(list(cell))
+        if not isinstance(cell, keras.Layer) or not hasattr(cell, "state_size"):
+            raise TypeError(f"`cell` must be a `keras.Layer` with `state_size`. Received: cell={cell!r}")
+        if cell.built and cell.variables:
+            raise ValueError(
+                "Expected a cell that is not built, since each timestep gets weights of its own "
+                "(`UntiedRNN.from_tied(keras.layers.RNN(cell))` takes over those that it has). "
+                f"Received: cell={cell!r}"
+            )
+        kwargs.setdefault("dtype", cell.dtype_policy)
+        super().__init__(timesteps, **kwargs)
+        if cell.dtype_policy.name != self.dtype_policy.name:
+            raise ValueError(
+                "Expected a cell of the layer's own `dtype`. Received: "
+                f"a cell of {cell.dtype_policy.name}, dtype={self.dtype_policy.name}"
+            )
+        # In a namespace so that Keras does not take the template's weights for this layer's.
+        self._cells = SimpleNamespace(given=cell, template=cell)
+        size = cell.state_size
+        self.state_size = [size] if isinstance(size, int) else list(size)
+        self.output_size = _output_size(cell)
+
+    @property
+    def cell(self) -> keras.Layer:
+        """The cell that the layer was made with."""
+        return self._cells.given
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "cell": keras.saving.serialize_keras_object(self.cell)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "UntiedRNN":
+        cell = keras.saving.deserialize_keras_object(config["cell"], custom_objects=custom_objects)
+        return cls(**{**config, "cell": cell})
+
+    @classmethod
+    def _arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
+        return {**super()._arguments_of(layer), "cell": _clone(layer.cell)}
+
+    # Weights.
+
+    def build_weights(self, input_dim: int) -> None:
+        cells = _Cells(self.cell, (None, input_dim))
+        self._cells.template = cell = cells.build(0)
+        for i, weight in enumerate(cell.weights):
+            path = weight.path.split("/")
+            name = "_".join(path[path.index(cell.name) + 1 :])
+            name = f"{name}_{i}" if name in self._stacked.parts else name
+            options = (_CellInitializer(cells, i), weight.regularizer, weight.constraint, weight.trainable)
+            stack = self.add_timestep_weight(name, tuple(weight.shape), *options)
+            if not hasattr(self, name):
+                setattr(self, name, stack)
+        # Tracked, so that a backend without side effects (JAX) is told that they change.
+        self.seed_generators = [part.seed_generator for part in _parts(cell) if _has_dropout(part)]
+
+    # The call.
+
+    def get_initial_state(self, batch_size: Any) -> list[Tensor]:
+        """The cell's initial states, or zeros."""
+        if not hasattr(self.cell, "get_initial_state"):
+            return super().get_initial_state(batch_size)
+        return keras.tree.flatten(self.cell.get_initial_state(batch_size=batch_size))
+
+    def noise(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Any]:
+        if not training:
+            return {}
+        inputs, masks = sequences[:, 0], []
+        for part in _parts(self._cells.template):
+            first, *_ = keras.tree.flatten(part.state_size)
+            state = ops.zeros((ops.shape(inputs)[0], first), inputs.dtype)
+            if _has_dropout(part):
+                part.reset_dropout_mask()
+                part.reset_recurrent_dropout_mask()
+                # Of the class, for `_step` puts others in their places.
+                of_class = type(part)
+                masks.append(
+                    [
+                        of_class.get_dropout_mask(part, inputs),
+                        of_class.get_recurrent_dropout_mask(part, state),
+                    ]
+                )
+            inputs = ops.zeros((ops.shape(inputs)[0], _output_size(part)), inputs.dtype)
+        return {"masks": masks}
+
+    def recurrence(
+        self,
+        inputs: Tensor,
+        states: list[Tensor],
+        mask: Tensor | None,
+        weights: dict[str, Tensor],
+        noise: dict[str, Any],
+        training: bool,
+        unroll: bool | int,
+    ) -> tuple[Tensor, list[Tensor]]:
+        drops = noise.get("masks", [])
+
+        def step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
+            keep, x_t, *flat = x
+            output, after = self._step(x_t, before, w, keras.tree.pack_sequence_as(drops, flat), training)
+            if keep is not None:
+                after = [ops.where(keep, new, old) for new, old in zip(after, before, strict=True)]
+            return after, [output]
+
+        xs = [mask, inputs, *(along_time(drop, inputs) for drop in keras.tree.flatten(drops))]
+        y_shapes: list[Shape] = [(states[0].shape[0], self.output_size)]
+        last, (outputs,) = scan(
+            step, states, xs, list(weights.values()), self.index, unroll=unroll, y_shapes=y_shapes
+        )
+        return outputs, last
+
+    def _step(
+        self, inputs: Tensor, states: Tensors, weights: Tensors, drops: list, training: bool
+    ) -> tuple[Tensor, Tensors]:
+        """One timestep of the cell with these weights and dropout masks in the place of its own."""
+        cell = self._cells.template
+        for part, masks in zip(filter(_has_dropout, _parts(cell)), drops):  # noqa: B905 (none without training)
+            for name, mask in zip(("get_dropout_mask", "get_recurrent_dropout_mask"), masks, strict=True):
+                setattr(part, name, lambda _, mask=mask: mask)
+        kwargs = {"training": training} if "training" in inspect.signature(cell.call).parameters else {}
+        values = zip(cell.weights, weights, strict=True)
+        with keras.StatelessScope(state_mapping=list(values), collect_losses=True) as scope:
+            given = [scope.get_current_value(variable) for variable in cell.variables]
+            # Called, and not its `call`: that would not compute in the cell's precision.
+            output, after = cell(inputs, keras.tree.pack_sequence_as(self.state_size, states), **kwargs)
+        for variable, value in zip(cell.variables, given, strict=True):
+            if scope.get_current_value(variable) is not value:
+                raise NotImplementedError(
+                    "Expected a cell that leaves its variables as they are when it is called. Received: "
+                    f"cell={cell!r}, which changes '{variable.path}'"
+                )
+        if scope.losses:
+            raise NotImplementedError(
+                f"Expected a cell that adds no losses when it is called. Received: cell={cell!r}"
+            )
+        return ops.cast(output, self.compute_dtype), keras.tree.flatten(after)
+
+
+class _Cells:
+    """Cells like one that is given, each built once, that their weights can be taken from."""
+
+    def __init__(self, cell: keras.Layer, input_shape: Shape):
+        self.cell, self.input_shape = cell, input_shape
+        self.weights: dict[int, list] = {}
+
+    def build(self, weight_set: int) -> keras.Layer:
+        """The cell of one weight set, drawn by initializers of its own."""
+        cell = _clone(self.cell)
+        for layer in _layers(cell):
+            for name, value in vars(layer).items():
+                if isinstance(value, keras.initializers.Initializer):
+                    setattr(layer, name, initializer_at(value, weight_set))
+        cell.build(self.input_shape)
+        cell.built = True
+        return cell
+
+    def pop(self, weight_set: int, i: int) -> Tensor:
+        if weight_set not in self.weights:
+            self.weights[weight_set] = [ops.convert_to_numpy(w) for w in self.build(weight_set).weights]
+        return self.weights[weight_set][i]
+
+
+class _CellInitializer(SeparateInitializer):
+    """The initial value of the `i`-th weight of a cell."""
+
+    def __init__(self, cells: _Cells, i: int, weight_set: int = 0):
+        self.cells, self.i, self.weight_set = cells, i, weight_set
+
+    def at(self, weight_set: int) -> "_CellInitializer":
+        return _CellInitializer(self.cells, self.i, weight_set)
+
+    def __call__(self, shape: Shape, dtype: str | None = None) -> Tensor:
+        return ops.convert_to_tensor(self.cells.pop(self.weight_set, self.i), dtype)
+
+
+def _clone(cell: keras.Layer) -> keras.Layer:
+    def unbuilt(config: Any) -> Any:
+        """The configuration without what would build the cells of a stack as soon as they are made."""
+        if isinstance(config, dict):
+            return {key: unbuilt(value) for key, value in config.items() if key != "build_config"}
+        return [unbuilt(value) for value in config] if isinstance(config, list) else config
+
+    return type(cell).from_config(unbuilt(cell.get_config()))
+
+
+def _layers(layer: keras.Layer) -> list[keras.Layer]:
+    """A layer and all layers within."""
+    found = [layer]
+    for other in found:  # which grows meanwhile
+        within = (v for v in keras.tree.flatten(list(vars(other).values())) if isinstance(v, keras.Layer))
+        found += [v for v in within if not any(v is known for known in found)]
+    return found
+
+
+def _parts(cell: keras.Layer) -> list[keras.Layer]:
+    """The cells of a stack, or the cell."""
+    return [part for c in cell.cells for part in _parts(c)] if hasattr(cell, "cells") else [cell]
+
+
+def _has_dropout(cell: keras.Layer) -> bool:
+    return hasattr(cell, "get_dropout_mask") and hasattr(cell, "get_recurrent_dropout_mask")
+
+
+def _output_size(cell: keras.Layer) -> int:
+    return getattr(cell, "output_size", None) or keras.tree.flatten(cell.state_size)[0]

@@ -1,0 +1,126 @@
+"""`UntiedDense`: a Dense layer with weights per timestep."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from untied_rnn import arguments
+from untied_rnn.affine import affine
+from untied_rnn.arguments import KerasObject
+from untied_rnn.dial import DialLayer
+from untied_rnn.layer import Shape, Tensor
+
+
+@keras.saving.register_keras_serializable(package="untied_rnn")
+class UntiedDense(DialLayer):
+    r"""A Dense layer whose weights are separate for every timestep, as one batched product.
+
+    ```
+    y_t = activation(x_t W_t + b_t)                         for t = 1 .. T
+    ```
+
+    `keras.layers.Dense` applies one matrix to all timesteps; this is what `LocallyConnected1D` with a
+    kernel of size 1 was.
+
+    Args:
+        units: Positive integer, the size of each `y_t`.
+        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
+            the length of the first input. A shorter sequence uses the weights of the first timesteps; a
+            longer one is an error.
+        activation: Activation of the output. `None` is linear.
+        use_bias: Whether there are biases.
+        kernel_initializer: Initializer of each `W_t`, of shape `(input_dim, units)`. An integer
+            seed in it is reproducible and gives other values at each timestep.
+        bias_initializer: Initializer of each `b_t`.
+        kernel_regularizer: Regularizer of each `W_t`; the penalties of all weight sets are added. Or
+            `untied_rnn.regularizers.TimeSmoothness`.
+        bias_regularizer: Regularizer of each `b_t`.
+        activity_regularizer: Regularizer of what the layer outputs.
+        kernel_constraint: Constraint on each `W_t` by itself.
+        bias_constraint: Constraint on each `b_t` by itself.
+        **kwargs: Those that let timesteps share weights (see `untied_rnn.layer.UntiedLayer`), and arguments
+            of `keras.Layer`, such as `name` or `dtype`.
+
+    Call arguments:
+        inputs: Tensor of shape `(batch, timesteps, input_dim)`.
+
+    Input shape:
+        `(batch, timesteps, input_dim)`.
+
+    Output shape:
+        `(batch, timesteps, units)`.
+
+    Variables:
+        With as many weight sets as timesteps, or fewer if they are shared:
+
+        - `kernel`: `W`, `(timesteps, input_dim, units)`.
+        - `bias`: `b`, `(timesteps, units)`.
+
+    Masking:
+        A mask is handed on, and changes nothing here.
+
+    Raises:
+        TypeError, ValueError: For an argument outside of what is said above; if neither `timesteps`
+            nor the time axis of the input is defined when the layer is built; for a sequence longer
+            than `timesteps`, or an input of another shape.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from untied_rnn import UntiedDense
+
+    prices = np.random.random((64, 30, 4)).astype("float32")
+    hedge = UntiedDense(1)  # one strategy for each of 30 days
+    assert hedge(prices).shape == (64, 30, 1)
+    assert hedge.weights_at(14)["kernel"].shape == (4, 1)
+    ```
+
+    References:
+        - [Han, Jentzen and E, 2018, Solving high-dimensional partial differential equations using deep
+          learning](https://doi.org/10.1073/pnas.1718942115), a network of its own for each time step.
+        - [Keras issue 8918](https://github.com/keras-team/keras/issues/8918), which asks for it.
+    """
+
+    tied_class = keras.layers.Dense
+
+    def __init__(
+        self,
+        units: int,
+        timesteps: int | None = None,
+        activation: KerasObject | None = None,
+        use_bias: bool = True,
+        kernel_initializer: KerasObject = "glorot_uniform",
+        bias_initializer: KerasObject = "zeros",
+        kernel_regularizer: KerasObject | None = None,
+        bias_regularizer: KerasObject | None = None,
+        activity_regularizer: KerasObject | None = None,
+        kernel_constraint: KerasObject | None = None,
+        bias_constraint: KerasObject | None = None,
+        **kwargs: Any,
+    ):
+        received = dict(locals())
+        super().__init__(timesteps, **kwargs)
+        arguments.store(self, UntiedDense.__init__, received)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **arguments.config(self, UntiedDense.__init__)}
+
+    def build_weights(self, input_dim: int) -> None:
+        def add(name: str, shape: tuple[int, ...]) -> keras.Variable:
+            options = (getattr(self, f"{name}_{k}") for k in ("initializer", "regularizer", "constraint"))
+            return self.add_timestep_weight(name, shape, *options)
+
+        self.kernel = add("kernel", (input_dim, self.units))
+        self.bias = add("bias", (self.units,)) if self.use_bias else None
+
+    def call(self, inputs: Tensor) -> Tensor:
+        self.checked_shape(inputs.shape)
+        stacks = self.stacks(ops.shape(inputs)[1])
+        x = ops.transpose(inputs, (1, 0, 2))
+        outputs = affine(x, stacks["kernel"], stacks.get("bias"), self.sharing)
+        return self.activation(ops.transpose(outputs, (1, 0, 2)))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return (*self.checked_shape(input_shape)[:2], self.units)

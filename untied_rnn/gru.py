@@ -1,0 +1,146 @@
+"""`UntiedGRU`: its weights and its step."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from untied_rnn import arguments
+from untied_rnn.affine_rnn import AffineRNN
+from untied_rnn.arguments import KerasObject
+from untied_rnn.layer import Tensor
+from untied_rnn.recurrence import Activation, Gates, project
+from untied_rnn.slopes import is_known, slope
+
+
+class _GRUGates(Gates):
+    """`h_t = z * h_{t-1} + (1 - z) * g`, where `r` resets what the candidate `g` sees of the state."""
+
+    parts = 3
+    saved = 4
+
+    def __init__(self, activation: Activation, recurrent_activation: Activation, reset_after: bool):
+        self.activation, self.recurrent_activation = activation, recurrent_activation
+        self.reset_after = reset_after
+        # With `reset_after=False` a product stands between the two, and the gradient is plain autodiff.
+        self.has_backward = reset_after and is_known(activation, recurrent_activation)
+
+    def project_state(self, p: Tensor, h: Tensor, kernel: Tensor, drop: Tensor | None) -> Tensor:
+        if self.reset_after:
+            return super().project_state(p, h, kernel, drop)
+        units = h.shape[-1]
+        gates, candidate = (None, None) if drop is None else (drop[:2], drop[2:])
+        q = project(h, kernel[:, : 2 * units], gates)
+        r = self.recurrent_activation(p[:, units : 2 * units] + q[:, units:])
+        return ops.concatenate([q, project(r * h, kernel[:, 2 * units :], candidate)], axis=-1)
+
+    def forward(self, p: Tensor, q: Tensor, before: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        (p_z, p_r, p_g), (q_z, q_r, q_g) = ops.split(p, 3, axis=-1), ops.split(q, 3, axis=-1)
+        z, r = self.recurrent_activation(p_z + q_z), self.recurrent_activation(p_r + q_r)
+        g = self.activation(p_g + (r * q_g if self.reset_after else q_g))
+        return [z * before[0] + (1 - z) * g], [z, r, g, q_g]
+
+    def backward(
+        self, d_after: list[Tensor], saved: list[Tensor], before: list[Tensor], after: list[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Any]]:
+        (d_h,), (z, r, g, q_g) = d_after, saved
+        d_g = d_h * (1 - z) * slope(self.activation, g)
+        d_z = d_h * (before[0] - g) * slope(self.recurrent_activation, z)
+        d_r = d_g * q_g * slope(self.recurrent_activation, r)
+        d_p = ops.concatenate([d_z, d_r, d_g], axis=-1)
+        d_q = ops.concatenate([d_z, d_r, d_g * r], axis=-1)
+        return d_p, d_q, [d_h * z]
+
+
+@keras.saving.register_keras_serializable(package="untied_rnn")
+class UntiedGRU(AffineRNN):
+    r"""A gated recurrent unit whose weights are separate for every timestep.
+
+    With `W`, `U`, `b`, `c` of its own for each timestep `t = 1 .. T`, each in three parts:
+
+    ```
+    p_z, p_r, p_g = x_t W_t + b_t
+    q_z, q_r, q_g = h_{t-1} U_t + c_t
+    z, r = recurrent_activation(p_z + q_z), recurrent_activation(p_r + q_r)
+    g = activation(p_g + r * q_g)             (without reset_after: p_g + (r * h_{t-1}) U_g, and no c)
+    h_t = z * h_{t-1} + (1 - z) * g
+    ```
+
+    It takes the place of `keras.layers.GRU`: arguments that both have mean the same. There is no
+    `use_cudnn`, since cuDNN's GRU is a tied one.
+
+    Args:
+        units: Positive integer, the size of the state `h`.
+        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
+            the length of the first input. A shorter sequence uses the weights of the first timesteps; a
+            longer one is an error.
+        activation: Activation of the candidate `g`. `None` is linear.
+        recurrent_activation: Activation of the gates `z` and `r`.
+        reset_after: Whether `r` acts after the product with `U_t` or before it, which is slower.
+        **kwargs: All other arguments that `keras.layers.GRU` has (weights: see
+            `untied_rnn.affine_rnn.AffineRNN`; output forms, masks and states: see
+            `untied_rnn.rnn.BaseUntiedRNN`), and those that let timesteps share weights (see
+            `untied_rnn.layer.UntiedLayer`).
+
+    Call arguments:
+        sequences, initial_state, mask, training: See `untied_rnn.rnn.BaseUntiedRNN`.
+
+    Input shape:
+        `(batch, timesteps, input_dim)`.
+
+    Output shape:
+        `(batch, units)`, or `(batch, timesteps, units)` with `return_sequences`. With `return_state`, a
+        tuple of that and the last state `(batch, units)`.
+
+    Variables:
+        With as many weight sets as timesteps, or fewer if they are shared:
+
+        - `kernel`: `W`, `(timesteps, input_dim, 3 * units)`.
+        - `recurrent_kernel`: `U`, `(timesteps, units, 3 * units)`.
+        - `bias`: `b` and `c`, `(timesteps, 2, 3 * units)`; without `reset_after` only `b`,
+          `(timesteps, 3 * units)`.
+
+    Masking, Raises:
+        See `untied_rnn.rnn.BaseUntiedRNN`.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from untied_rnn import UntiedGRU
+
+    hours = np.random.random((8, 72, 3)).astype("float32")
+    layer = UntiedGRU(16, period=24)  # weights per hour of the day, for any number of days
+    assert layer(hours).shape == (8, 16)
+    assert layer.recurrent_kernel.shape == (24, 16, 48)
+    ```
+
+    References:
+        - [Cho et al., 2014, Learning phrase representations using RNN
+          encoder-decoder](https://arxiv.org/abs/1406.1078), with one weight set for all timesteps.
+    """
+
+    tied_class = keras.layers.GRU
+
+    def __init__(
+        self,
+        units: int,
+        timesteps: int | None = None,
+        activation: KerasObject | None = "tanh",
+        recurrent_activation: KerasObject | None = "sigmoid",
+        use_bias: bool = True,
+        reset_after: bool = True,
+        **kwargs: Any,
+    ):
+        received = dict(locals())
+        super().__init__(units, timesteps, use_bias, **kwargs)
+        arguments.store(self, UntiedGRU.__init__, received)
+        self.gates = _GRUGates(self.activation, self.recurrent_activation, self.reset_after)
+        self.state_size = [self.units]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **arguments.config(self, UntiedGRU.__init__)}
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        return (2, 3 * self.units) if self.reset_after else (3 * self.units,)

@@ -1,0 +1,256 @@
+"""What all layers with weights per timestep have in common: the stacked weights, and who shares them."""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from untied_rnn import arguments, checksum
+from untied_rnn.sharing import Sharing, blocks, listed, periodic, untied
+from untied_rnn.timestep_weights import add_timestep_weight, timestep_penalty
+
+Tensor = Any
+Shape = tuple[int | None, ...]
+
+# The arguments that say how timesteps share weights, of which at most one is given.
+DIAL = ("block_size", "period", "weight_index")
+
+
+class UntiedLayer(keras.Layer):
+    """Base class of all layers whose weights differ between timesteps.
+
+    A subclass supplies `build_weights(input_dim)`, which calls `self.add_timestep_weight` for each of its
+    weights, and reads them with `self.stacks(length)`.
+
+    Args:
+        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
+            the length of the first input (with `period`: for any length). A shorter sequence uses the
+            weights of the first timesteps; a longer one is an error.
+        block_size: Positive integer: each run of `block_size` timesteps shares one weight set. With 1 each
+            timestep has its own, as without this argument; with `timesteps` the layer is a tied one. The
+            last block is shorter where `block_size` does not divide `timesteps`.
+        period: Positive integer: timestep `t` uses weight set `t % period`.
+        weight_index: List of `timesteps` integers: timestep `t` uses weight set `weight_index[t]`. All sets
+            from 0 to the largest must be used.
+        frozen_timesteps: List of timesteps whose weights are not trained. They stand in variables of their
+            own (`frozen_kernel` beside `kernel`), which no optimizer gets to see.
+        **kwargs: Arguments of `keras.Layer`, such as `name` or `dtype`.
+    """
+
+    timesteps: int | None
+    sharing: Sharing  # once the layer is built; of the stacks that `stacks` returns
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        arguments.show_inherited(cls)
+
+    def __init__(
+        self,
+        timesteps: int | None = None,
+        block_size: int | None = None,
+        period: int | None = None,
+        weight_index: Sequence[int] | None = None,
+        frozen_timesteps: Sequence[int] | None = None,
+        **kwargs: Any,
+    ):
+        received = dict(locals())
+        super().__init__(**kwargs)
+        arguments.store(self, UntiedLayer.__init__, received)
+        if not keras.backend.is_float_dtype(self.compute_dtype):
+            raise ValueError(f"`dtype` must be a floating-point one. Received: dtype={self.compute_dtype}")
+        given = {name: received[name] for name in DIAL if received[name] is not None}
+        if len(given) > 1:
+            raise ValueError(f"Expected at most one of {', '.join(DIAL)}. Received: {given}")
+        if self.weight_index is not None:
+            if self.timesteps not in (None, len(self.weight_index)):
+                raise ValueError(
+                    "`weight_index` must hold one integer for each timestep. "
+                    f"Received: {len(self.weight_index)} integers, timesteps={self.timesteps}"
+                )
+            self.timesteps = len(self.weight_index)
+        self.supports_masking = True
+        self.input_spec = keras.InputSpec(ndim=3)
+        # By name, the variable of the trained weight sets and that of the frozen ones. In a namespace, for
+        # Keras itself to keep account of them only once.
+        self._stacked = SimpleNamespace(parts={})
+        # The weight sets in the order of the stacks, those that are trained first, and their number.
+        self._order, self._trained = np.arange(0), 0
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **arguments.config(self, UntiedLayer.__init__)}
+
+    # Weights.
+
+    def build_weights(self, input_dim: int) -> None:
+        """Adds the weights, with `self.add_timestep_weight`."""
+        raise NotImplementedError(f"{type(self).__name__} must define `build_weights`.")
+
+    def add_timestep_weight(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        initializer: Callable[..., Tensor],
+        regularizer: Callable[[Tensor], Tensor] | None = None,
+        constraint: Callable[[Tensor], Tensor] | None = None,
+        trainable: bool = True,
+    ) -> keras.Variable:
+        """Adds the variable `name`: one weight of shape `shape` for each weight set, stacked."""
+        frozen = self._order[self._trained :]
+        rest = [
+            add_timestep_weight(self, f"frozen_{name}", sets, shape, initializer, trainable=False)
+            for sets in ([frozen] if len(frozen) else [])
+        ]
+        penalty = regularizer and timestep_penalty(regularizer, cyclic=self.period is not None)
+        weight = add_timestep_weight(
+            self,
+            name,
+            self._order[: self._trained],
+            shape,
+            initializer,
+            # All sets count, though some are frozen: their neighbours in time are to be like them.
+            penalty and (lambda trained: penalty(self._in_order([trained, *rest]))),
+            constraint,
+            trainable,
+        )
+        self._stacked.parts[name] = [weight, *rest]
+        return weight
+
+    def _in_order(self, parts: list[Tensor]) -> Tensor:
+        """The stack of all sets in their order, from the trained ones and the frozen ones."""
+        return ops.take(ops.concatenate(parts), np.argsort(self._order), axis=0) if parts[1:] else parts[0]
+
+    def stacks(self, length: Any) -> dict[str, Tensor]:
+        """The stacked weights by name, as `sharing` numbers their sets, for sequences of that length."""
+        # `cast` reads the variable; `convert_to_tensor` would hand TensorFlow the variable itself.
+        stacks = {}
+        for name, parts in self._stacked.parts.items():
+            values = [ops.cast(part, self.compute_dtype) for part in parts]
+            stacks[name] = ops.concatenate(values) if values[1:] else values[0]
+        if not self.sharing.separate or (isinstance(length, int) and length == self.timesteps):
+            return stacks
+        # `slice`, since `[:length]` would clip a length that is known only when the graph runs, and
+        # one weight set could then be broadcast over a longer sequence.
+        return {
+            name: ops.slice(stack, [0] * stack.ndim, (length, *stack.shape[1:]))
+            for name, stack in stacks.items()
+        }
+
+    def weights_at(self, timestep: int) -> dict[str, np.ndarray]:
+        """The weights that one timestep uses, by name."""
+        if not 0 <= timestep < (self.timesteps or np.inf):
+            raise ValueError(f"Expected one of {self.timesteps} timesteps, from 0. Received: {timestep}")
+        s = self.set_of(np.array([timestep]))[0]
+        return {name: stack[s] for name, stack in self._arrays().items()}
+
+    def set_of(self, timesteps: np.ndarray) -> np.ndarray:
+        """The numbers of the weight sets that timesteps use."""
+        return self._order[self.sharing.index(timesteps)]
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The stacked weights by name, all sets in their order."""
+        order = np.argsort(self._order)
+        return {
+            name: np.concatenate([ops.convert_to_numpy(part) for part in parts])[order]
+            for name, parts in self._stacked.parts.items()
+        }
+
+    def _assign(self, arrays: dict[str, np.ndarray]) -> None:
+        """Sets all weights to stacks by name, as `arrays` returns them."""
+        for name, array in arrays.items():
+            parts = np.split(array[self._order], [self._trained])
+            for variable, part in zip(self._stacked.parts[name], parts):  # noqa: B905 (the second may be empty)
+                variable.assign(part)
+
+    # Building.
+
+    def build(self, input_shape: Shape) -> None:
+        _, length, input_dim = self.checked_shape(input_shape)
+        name = type(self).__name__
+        if input_dim is None:
+            raise ValueError(
+                f"{name} needs a defined last axis of its input. Received: input shape {tuple(input_shape)}"
+            )
+        timesteps = length if self.timesteps is None and self.period is None else self.timesteps
+        if timesteps is None and self.period is None:
+            raise ValueError(
+                f"{name} has separate weights for every timestep and must know how many. "
+                "Give `timesteps`, or an input with a defined time axis. "
+                f"Received: timesteps=None, input shape {tuple(input_shape)}"
+            )
+        sharing = self._sharing(timesteps)
+        frozen = self._frozen_sets(sharing, timesteps or sharing.sets)
+        trained = [s for s in range(sharing.sets) if s not in frozen]
+        self._order, self._trained = np.array([*trained, *frozen]), len(trained)
+        self.timesteps = timesteps
+        self.sharing = sharing.reordered(np.argsort(self._order)) if frozen else sharing
+        self.input_spec = keras.InputSpec(ndim=3, axes={2: input_dim})
+        self.build_weights(input_dim)
+
+    def _sharing(self, timesteps: int | None) -> Sharing:
+        if self.period is not None:
+            return periodic(self.period)
+        if self.weight_index is not None:
+            return listed(self.weight_index)
+        assert timesteps is not None
+        return untied(timesteps) if self.block_size in (None, 1) else blocks(self.block_size, timesteps)
+
+    def _frozen_sets(self, sharing: Sharing, timesteps: int) -> list[int]:
+        frozen = self.frozen_timesteps or []
+        received = f"Received: frozen_timesteps={frozen}, with weights for {timesteps} timesteps"
+        if any(t >= timesteps for t in frozen):
+            raise ValueError(f"Expected `frozen_timesteps` from 0 to {timesteps - 1}. {received}")
+        trained = {int(sharing.index(t)) for t in range(timesteps) if t not in frozen}
+        sets = {int(sharing.index(t)) for t in frozen}
+        if frozen and not trained:
+            raise ValueError(
+                f"Expected some timesteps to be trained (`trainable=False` freezes a layer). {received}"
+            )
+        if sets & trained:
+            raise ValueError(
+                f"Expected timesteps that share weights to be frozen together. {received}, of which "
+                f"{[t for t in frozen if int(sharing.index(t)) in trained]} share theirs with trained ones"
+            )
+        return sorted(sets)
+
+    def checked_shape(self, shape: Shape) -> Shape:
+        """The shape of an input, if the layer can process it."""
+        if len(shape) != 3 or shape[1] == 0:
+            raise ValueError(
+                f"{type(self).__name__} expected an input of shape (batch, timesteps, input_dim) with at "
+                f"least one timestep. Received: input shape {tuple(shape)}"
+            )
+        length = shape[1]
+        if length is not None and self.timesteps is not None and length > self.timesteps:
+            raise ValueError(
+                f"{type(self).__name__} has weights for {self.timesteps} timesteps, and cannot process "
+                f"a sequence of {length}. Expected a sequence of at most {self.timesteps} timesteps."
+            )
+        return shape
+
+    # Files, in which nothing is frozen: so they are the same, whichever timesteps are.
+
+    def save_own_variables(self, store: Any) -> None:
+        arrays: dict[str, Any] = {}
+        if self._trained < len(self._order):
+            arrays = {str(i): array for i, array in enumerate(self._arrays().values())}
+        else:
+            super().save_own_variables(arrays)
+        for key, value in arrays.items():
+            store[key] = value
+        store[checksum.KEY] = checksum.checksum(arrays)
+
+    def load_own_variables(self, store: Any) -> None:
+        arrays = checksum.verified(store, self.name)
+        if self._trained == len(self._order):
+            super().load_own_variables(arrays)
+            return
+        expected = {str(i): array.shape for i, array in enumerate(self._arrays().values())}
+        received = {key: tuple(array.shape) for key, array in arrays.items()}
+        if received != expected:
+            raise ValueError(
+                f"Layer '{self.name}' expected weights of shapes {expected}. Received: shapes {received}"
+            )
+        self._assign({name: arrays[str(i)] for i, name in enumerate(self._stacked.parts)})
