@@ -19,16 +19,29 @@ def to_numpy(values):
 
 
 def outputs_and_gradients(layer, x, cotangents, initial_state=None, **kwargs):
-    """Outputs, and gradients of `sum(cotangents * outputs)` to inputs, state and trainable weights."""
+    """Outputs, and gradients of `sum(cotangents * outputs)` to inputs, state and trainable weights.
+
+    An initial state is an array, with the gradient "initial_state", or a list of them, with "initial_state 0"
+    and so on.
+    """
     backend = keras.backend.backend()
-    inputs = {"x": x} if initial_state is None else {"x": x, "initial_state": initial_state}
+    inputs = {"x": x}
+    if isinstance(initial_state, list):
+        inputs |= {f"initial_state {i}": state for i, state in enumerate(initial_state)}
+    elif initial_state is not None:
+        inputs["initial_state"] = initial_state
     dtype = layer.compute_dtype
     inputs = {name: ops.convert_to_tensor(value, dtype) for name, value in inputs.items()}
     cotangents = [ops.convert_to_tensor(c, dtype) for c in cotangents]
     weights = names(layer)
 
+    def given(inputs):
+        """Keyword arguments with the initial state."""
+        states = [value for name, value in inputs.items() if name.startswith("initial_state")]
+        return {**kwargs, **({"initial_state": states} if states else {})}
+
     def call(inputs):
-        return as_tuple(layer(inputs["x"], initial_state=inputs.get("initial_state"), **kwargs))
+        return as_tuple(layer(inputs["x"], **given(inputs)))
 
     def loss(outputs):
         return sum(ops.sum(c * y) for c, y in zip(cotangents, outputs, strict=True))
@@ -56,8 +69,7 @@ def outputs_and_gradients(layer, x, cotangents, initial_state=None, **kwargs):
                 [trainable[name] for name in order],
                 fixed,
                 trainable["x"],
-                initial_state=trainable.get("initial_state"),
-                **kwargs,
+                **given(trainable),
             )
             return loss(as_tuple(outputs)), outputs
 

@@ -26,7 +26,7 @@ def check_layer(cls, arguments, *, weight_shapes, output_size, state_sizes):
     """
     _check_by_keras(cls, arguments, weight_shapes, output_size, state_sizes)
     _check_weights(cls, arguments, weight_shapes)
-    _check_every_timestep_learns(cls, arguments, output_size)
+    _check_every_timestep_learns(cls, arguments, output_size, state_sizes)
     _check_files_keep_outputs(cls, arguments)
     _check_wrappers(cls, arguments, output_size)
     _check_lengths(cls, arguments)
@@ -65,12 +65,13 @@ def _check_weights(cls, arguments, weight_shapes):
     assert layer.count_params() == TIMESTEPS * sum(int(np.prod(shape)) for shape in weight_shapes.values())
 
 
-def _check_every_timestep_learns(cls, arguments, output_size):
+def _check_every_timestep_learns(cls, arguments, output_size, state_sizes):
     layer = cls(**arguments, return_sequences=True)
     x = _inputs()
     layer(x)
     cotangent = np.random.default_rng(2).normal(size=(BATCH, TIMESTEPS, output_size))
-    _, gradients = outputs_and_gradients(layer, x, [cotangent], initial_state=np.ones((BATCH, layer.units)))
+    initial_state = [np.ones((BATCH, size)) for size in state_sizes]
+    _, gradients = outputs_and_gradients(layer, x, [cotangent], initial_state=initial_state)
     for weight in layer.trainable_weights:
         per_timestep = np.abs(gradients[weight.name]).reshape(TIMESTEPS, -1).max(axis=1)
         assert np.all(per_timestep > 0), f"{weight.name}: gradient per timestep {per_timestep}"

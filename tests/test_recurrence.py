@@ -17,27 +17,26 @@ LAYERS = {
 }
 
 
-def arguments(rng, name="simple", sets=T):
-    """Inputs, states, and weights of a layer of that name, in a flat list."""
+def problem(rng, name, sets=T):
+    """A layer, and inputs, states and weights for it in a flat list."""
     layer = LAYERS[name](U, block_size=T // sets)
     layer.build((B, T, INPUT_DIM))
     shapes = [(T, B, INPUT_DIM), *((B, U) for _ in layer.state_size), *(w.shape for w in layer.weights)]
-    return [ops.convert_to_tensor(rng.normal(size=shape), DTYPE) for shape in shapes]
+    return layer, [ops.convert_to_tensor(rng.normal(size=shape), DTYPE) for shape in shapes]
 
 
-def recurred(tensors, name="simple", activation="tanh", **options):
-    """`affine_recurrence` of such a list: the outputs."""
-    layer = LAYERS[name](U, activation=activation)
+def recurred(layer, tensors, **options):
+    """The outputs of `affine_recurrence` for such a list."""
     number = len(layer.state_size)
     weights = dict(zip(("kernel", "recurrent_kernel", "bias"), tensors[1 + number :], strict=True))
     return affine_recurrence(layer.gates, tensors[0], tensors[1 : 1 + number], weights, **options)[0]
 
 
-def penalty_gradient(tensors, jit, **options):
+def penalty_gradient(layer, tensors, jit, **options):
     """Gradient of `|dL/dx|^2 + |dL/dW|^2 + ... + |dL/dh_0|^2`: a gradient penalty."""
 
     def loss(*tensors):
-        return ops.sum(recurred(tensors, **options) ** 3)
+        return ops.sum(recurred(layer, tensors, **options) ** 3)
 
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -77,8 +76,8 @@ def penalty_gradient(tensors, jit, **options):
 def test_second_order_gradient_is_that_of_plain_autodiff(
     name, sets, jit, unroll, return_sequences, masked, rng
 ):
-    tensors = arguments(rng, name, sets)
-    options = {"name": name, "return_sequences": return_sequences}
+    layer, tensors = problem(rng, name, sets)
+    options = {"return_sequences": return_sequences}
     if sets < T:
         options["index"] = periodic(sets).index
     if masked:
@@ -88,8 +87,9 @@ def test_second_order_gradient_is_that_of_plain_autodiff(
     def tanh(a):  # not the function that a slope is known of
         return ops.tanh(a)
 
-    received = penalty_gradient(tensors, jit, unroll=unroll, **options)
-    expected = penalty_gradient(tensors, False, activation=tanh, unroll=True, **options)
+    received = penalty_gradient(layer, tensors, jit, unroll=unroll, **options)
+    plain = LAYERS[name](U, activation=tanh)
+    expected = penalty_gradient(plain, tensors, False, unroll=True, **options)
     for a, b in zip(received, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=EXACT["rtol"], atol=EXACT["rtol"] * np.abs(b).max())
 
@@ -116,7 +116,7 @@ def test_loops_over_known_activations_take_the_hand_written_gradient(
     monkeypatch.setattr(
         recurrence.ops, "custom_gradient", lambda f: lambda *a: calls.append(f) or custom_gradient(f)(*a)
     )
-    recurred(arguments(rng, name), name=name, activation=activation, unroll=unroll)
+    recurred(LAYERS[name](U, activation=activation), problem(rng, name)[1], unroll=unroll)
     assert len(calls) == expected
 
 
@@ -125,14 +125,14 @@ def test_loops_over_known_activations_take_the_hand_written_gradient(
 def test_vmap_over_the_batch_of_gradients(name, sets, rng):
     import jax
 
-    x, *rest = arguments(rng, name, sets)
+    layer, (x, *rest) = problem(rng, name, sets)
     mask = ops.convert_to_tensor(rng.random((T, B, 1)) < 0.6)
-    number = len(LAYERS[name](U).state_size)
+    number = len(layer.state_size)
     states, weights = rest[:number], rest[number:]
     index = periodic(sets).index
 
     def loss(weights, x, states, mask):
-        return (recurred([x, *states, *weights], name=name, mask=mask, index=index) ** 2).sum()
+        return (recurred(layer, [x, *states, *weights], mask=mask, index=index) ** 2).sum()
 
     per_sample = jax.vmap(jax.grad(loss), in_axes=(None, 1, 0, 1))(
         weights, x[:, :, None], [state[:, None] for state in states], mask[:, :, None]

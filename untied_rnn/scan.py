@@ -55,8 +55,7 @@ def scan(
         remaining = iter(xs)
         return step(carry, [next(remaining) if is_present else None for is_present in present], weights)
 
-    xs = [x for x in xs if x is not None]
-    weights = weights or []
+    carry, xs, weights = list(carry), [x for x in xs if x is not None], list(weights or [])
     backend = keras.backend.backend()
     # Torch has no loop of its own to compile into.
     if backend == "torch" or (backend == "tensorflow" and unroll is True):
@@ -71,7 +70,8 @@ def scan(
 
     from untied_rnn.tensorflow_loop import while_scan
 
-    y_specs = [tf.TensorSpec(shape, carry[0].dtype) for shape in y_shapes or [c.shape for c in carry]]
+    y_shapes = [c.shape for c in carry] if y_shapes is None else y_shapes
+    y_specs = [tf.TensorSpec(shape, carry[0].dtype) for shape in y_shapes]
     return while_scan(*arguments, y_specs, sums, reverse, steps_per_iteration)
 
 
