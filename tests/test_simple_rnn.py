@@ -167,11 +167,14 @@ NON_DEFAULTS = {
 }
 
 
+DIAL = {"block_size", "period", "weight_index", "frozen_timesteps"}  # see `test_dial.py`
+
+
 def test_every_argument_comes_back_from_the_configuration():
-    signature = list(inspect.signature(UntiedSimpleRNN).parameters)
-    assert [*NON_DEFAULTS, "kwargs"] == signature
+    signature = set(inspect.signature(UntiedSimpleRNN).parameters)
+    assert {*NON_DEFAULTS, *DIAL, "kwargs"} == signature
     config = UntiedSimpleRNN(**NON_DEFAULTS, name="here", dtype="float64", trainable=False).get_config()
-    assert set(config) == {*NON_DEFAULTS, "name", "dtype", "trainable"}
+    assert set(config) == {*NON_DEFAULTS, *DIAL, "name", "dtype", "trainable"}
     clone = UntiedSimpleRNN.from_config(config)
     assert (clone.name, clone.compute_dtype, clone.trainable) == ("here", "float64", False)
     for name, value in NON_DEFAULTS.items():

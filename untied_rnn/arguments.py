@@ -151,20 +151,6 @@ def _names(init: Callable) -> list[str]:
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
 
 
-def show_inherited(cls: type) -> None:
-    """Makes `help`, `inspect` and editors show what `cls` takes as `**kwargs` for its base classes, too."""
-    own: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        init = vars(base).get("__init__")
-        if base is keras.Layer:
-            break
-        for p in list(inspect.signature(init).parameters.values())[1:] if init else []:
-            if p.kind is not p.VAR_KEYWORD and p.name not in own:
-                own[p.name] = p if base is cls else p.replace(kind=p.KEYWORD_ONLY)
-    kwargs = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
-    cls.__signature__ = inspect.Signature([*sorted(own.values(), key=lambda p: p.kind), kwargs])  # type: ignore[attr-defined]
-
-
 def check(name: str, value: Any) -> Any:
     """`value` as what the argument `name` takes: a number, or a Keras object for its name."""
     module = _keras_module(name)

@@ -35,16 +35,9 @@ class UntiedRNN(BaseUntiedRNN):
             trainable are constants: a cell that changes them in its call, as `BatchNormalization` does, is
             an error. So is one that draws random numbers, but for the dropout of Keras's own cells.
         timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input. A shorter sequence uses the weights of the first timesteps; a
-            longer one is an error.
-        **kwargs: All other arguments that `keras.layers.RNN` has (see `untied_rnn.rnn.BaseUntiedRNN`), and
-            those that let timesteps share weights (see `untied_rnn.layer.UntiedLayer`).
-
-    Call arguments:
-        sequences, initial_state, mask, training: See `untied_rnn.rnn.BaseUntiedRNN`.
-
-    Input shape:
-        `(batch, timesteps, input_dim)`.
+            the length of the first input (with `period`: for any length). A shorter sequence uses the
+            weights of the first timesteps; a longer one is an error.
+        **kwargs: Arguments of the base classes.
 
     Output shape:
         `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`, where `features` is
@@ -54,9 +47,6 @@ class UntiedRNN(BaseUntiedRNN):
     Variables:
         The cell's, in its order, with a leading axis of weight sets: as many as timesteps, or fewer if they
         are shared. Those of nested layers have the names of these before their own.
-
-    Masking, Raises:
-        See `untied_rnn.rnn.BaseUntiedRNN`.
 
     Example:
 
@@ -171,10 +161,9 @@ class UntiedRNN(BaseUntiedRNN):
         mask: Tensor | None,
         weights: dict[str, Tensor],
         noise: dict[str, Any],
-        training: bool,
         unroll: bool | int,
     ) -> tuple[Tensor, list[Tensor]]:
-        drops = noise.get("masks", [])
+        training, drops = "masks" in noise, noise.get("masks", [])
 
         def step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
             keep, x_t, *flat = x

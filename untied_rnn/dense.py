@@ -26,8 +26,8 @@ class UntiedDense(DialLayer):
     Args:
         units: Positive integer, the size of each `y_t`.
         timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input. A shorter sequence uses the weights of the first timesteps; a
-            longer one is an error.
+            the length of the first input (with `period`: for any length). A shorter sequence uses the
+            weights of the first timesteps; a longer one is an error.
         activation: Activation of the output. `None` is linear.
         use_bias: Whether there are biases.
         kernel_initializer: Initializer of each `W_t`, of shape `(input_dim, units)`. An integer
@@ -39,14 +39,10 @@ class UntiedDense(DialLayer):
         activity_regularizer: Regularizer of what the layer outputs.
         kernel_constraint: Constraint on each `W_t` by itself.
         bias_constraint: Constraint on each `b_t` by itself.
-        **kwargs: Those that let timesteps share weights (see `untied_rnn.layer.UntiedLayer`), and arguments
-            of `keras.Layer`, such as `name` or `dtype`.
+        **kwargs: Arguments of the base classes.
 
     Call arguments:
         inputs: Tensor of shape `(batch, timesteps, input_dim)`.
-
-    Input shape:
-        `(batch, timesteps, input_dim)`.
 
     Output shape:
         `(batch, timesteps, units)`.
@@ -59,11 +55,6 @@ class UntiedDense(DialLayer):
 
     Masking:
         A mask is handed on, and changes nothing here.
-
-    Raises:
-        TypeError, ValueError: For an argument outside of what is said above; if neither `timesteps`
-            nor the time axis of the input is defined when the layer is built; for a sequence longer
-            than `timesteps`, or an input of another shape.
 
     Example:
 

@@ -72,21 +72,13 @@ class UntiedGRU(AffineRNN):
     Args:
         units: Positive integer, the size of the state `h`.
         timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input. A shorter sequence uses the weights of the first timesteps; a
-            longer one is an error.
+            the length of the first input (with `period`: for any length). A shorter sequence uses the
+            weights of the first timesteps; a longer one is an error.
         activation: Activation of the candidate `g`. `None` is linear.
         recurrent_activation: Activation of the gates `z` and `r`.
+        use_bias: Whether there are `b` and `c`.
         reset_after: Whether `r` acts after the product with `U_t` or before it, which is slower.
-        **kwargs: All other arguments that `keras.layers.GRU` has (weights: see
-            `untied_rnn.affine_rnn.AffineRNN`; output forms, masks and states: see
-            `untied_rnn.rnn.BaseUntiedRNN`), and those that let timesteps share weights (see
-            `untied_rnn.layer.UntiedLayer`).
-
-    Call arguments:
-        sequences, initial_state, mask, training: See `untied_rnn.rnn.BaseUntiedRNN`.
-
-    Input shape:
-        `(batch, timesteps, input_dim)`.
+        **kwargs: Arguments of the base classes.
 
     Output shape:
         `(batch, units)`, or `(batch, timesteps, units)` with `return_sequences`. With `return_state`, a
@@ -99,9 +91,6 @@ class UntiedGRU(AffineRNN):
         - `recurrent_kernel`: `U`, `(timesteps, units, 3 * units)`.
         - `bias`: `b` and `c`, `(timesteps, 2, 3 * units)`; without `reset_after` only `b`,
           `(timesteps, 3 * units)`.
-
-    Masking, Raises:
-        See `untied_rnn.rnn.BaseUntiedRNN`.
 
     Example:
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from untied_rnn import arguments, checksum
+from untied_rnn import arguments, checksum, documentation
 from untied_rnn.sharing import Sharing, blocks, listed, periodic, untied
 from untied_rnn.timestep_weights import add_timestep_weight, timestep_penalty
 
@@ -38,6 +38,14 @@ class UntiedLayer(keras.Layer):
         frozen_timesteps: List of timesteps whose weights are not trained. They stand in variables of their
             own (`frozen_kernel` beside `kernel`), which no optimizer gets to see.
         **kwargs: Arguments of `keras.Layer`, such as `name` or `dtype`.
+
+    Input shape:
+        `(batch, timesteps, input_dim)`.
+
+    Raises:
+        TypeError, ValueError: For an argument outside of what is said above; if neither `timesteps`
+            nor the time axis of the input is defined when the layer is built; for a sequence longer
+            than `timesteps`, or an input, mask or initial state of another shape.
     """
 
     timesteps: int | None
@@ -45,7 +53,7 @@ class UntiedLayer(keras.Layer):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        arguments.show_inherited(cls)
+        documentation.complete(cls, cls.__mro__[1])
 
     def __init__(
         self,

@@ -78,21 +78,13 @@ class UntiedLSTM(AffineRNN):
     Args:
         units: Positive integer, the size of the states `h` and `c`.
         timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input. A shorter sequence uses the weights of the first timesteps; a
-            longer one is an error.
+            the length of the first input (with `period`: for any length). A shorter sequence uses the
+            weights of the first timesteps; a longer one is an error.
         activation: Activation of `g` and of `c_t`. `None` is linear.
         recurrent_activation: Activation of the gates `i`, `f` and `o`.
+        use_bias: Whether there is a `b`.
         unit_forget_bias: Whether the biases of `f` start as ones.
-        **kwargs: All other arguments that `keras.layers.LSTM` has (weights: see
-            `untied_rnn.affine_rnn.AffineRNN`; output forms, masks and states: see
-            `untied_rnn.rnn.BaseUntiedRNN`), and those that let timesteps share weights (see
-            `untied_rnn.layer.UntiedLayer`).
-
-    Call arguments:
-        sequences, initial_state, mask, training: See `untied_rnn.rnn.BaseUntiedRNN`.
-
-    Input shape:
-        `(batch, timesteps, input_dim)`.
+        **kwargs: Arguments of the base classes.
 
     Output shape:
         `(batch, units)`, or `(batch, timesteps, units)` with `return_sequences`. With `return_state`, a
@@ -104,9 +96,6 @@ class UntiedLSTM(AffineRNN):
         - `kernel`: `W`, `(timesteps, input_dim, 4 * units)`.
         - `recurrent_kernel`: `U`, `(timesteps, units, 4 * units)`.
         - `bias`: `b`, `(timesteps, 4 * units)`.
-
-    Masking, Raises:
-        See `untied_rnn.rnn.BaseUntiedRNN`.
 
     Example:
 

@@ -22,11 +22,9 @@ class BaseUntiedRNN(DialLayer):
     and supplies
 
     - `build_weights(input_dim)`, which calls `self.add_timestep_weight` for each of its weights, and
-    - `recurrence(inputs, states, mask, weights, noise, training, unroll)`, a pure function of time-major
-      tensors.
+    - `recurrence(inputs, states, mask, weights, noise, unroll)`, a pure function of time-major tensors.
 
     Args:
-        timesteps, block_size, period, weight_index, frozen_timesteps: See `untied_rnn.layer.UntiedLayer`.
         return_sequences: Whether to return the outputs of all timesteps or the last one.
         return_state: Whether to return the last states in addition.
         go_backwards: Whether to process the sequence from its end, and return outputs in that
@@ -40,7 +38,7 @@ class BaseUntiedRNN(DialLayer):
             unmasked output.
         jit_compile: On TensorFlow, whether XLA compiles the layer also outside of `fit` (plain
             calls, custom training loops). `"auto"` does so on a GPU. Other backends ignore it.
-        **kwargs: Arguments of `keras.Layer`, such as `name` or `dtype`.
+        **kwargs: Arguments of the base classes.
 
     Call arguments:
         sequences: Tensor of shape `(batch, timesteps, input_dim)`.
@@ -48,9 +46,6 @@ class BaseUntiedRNN(DialLayer):
             tensor. Zeros if not given.
         mask: Boolean tensor of shape `(batch, timesteps)`; `False` marks timesteps to skip.
         training: Whether dropout is active.
-
-    Input shape:
-        `(batch, timesteps, input_dim)`.
 
     Output shape:
         `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`. With `return_state`,
@@ -61,11 +56,6 @@ class BaseUntiedRNN(DialLayer):
         unmasked timestep, or at all masked ones with `zero_output_for_mask`). The weights of a
         masked timestep are skipped with it. Masks come from `mask`, `keras.layers.Masking` or
         `keras.layers.Embedding(mask_zero=True)`, and are handed on with `return_sequences`.
-
-    Raises:
-        TypeError, ValueError: For an argument outside of what is said above; if neither `timesteps`
-            nor the time axis of the input is defined when the layer is built; for a sequence longer
-            than `timesteps`, or an input, mask or initial state of another shape.
     """
 
     state_size: list[Any]
@@ -103,7 +93,6 @@ class BaseUntiedRNN(DialLayer):
         mask: Tensor | None,
         weights: dict[str, Tensor],
         noise: dict[str, Any],
-        training: bool,
         unroll: bool | int,
     ) -> tuple[Tensor, list[Tensor]]:
         """Runs all timesteps.
@@ -114,7 +103,6 @@ class BaseUntiedRNN(DialLayer):
             mask: Boolean, `(timesteps, batch, 1)`, or `None`. A masked step keeps the states.
             weights: Stacked weights by name, `(sets, ...)`; `self.sharing` says which set a timestep uses.
             noise: What `self.noise` returned.
-            training: Whether the layer is being trained.
             unroll: See `untied_rnn.scan.scan`.
 
         Returns:
@@ -214,7 +202,11 @@ class BaseUntiedRNN(DialLayer):
             # Copied because torch would else see the tensor change before its backward pass.
             carried = [ops.copy(ops.convert_to_tensor(state)) for state in self.states or []]
             initial_state = carried if self.stateful else self.get_initial_state(batch_size)
-        states = [ops.convert_to_tensor(state) for state in keras.tree.flatten(initial_state)]
+        nested = any(isinstance(size, (list, tuple)) for size in self.state_size)
+        if nested:
+            initial_state = keras.tree.flatten(initial_state)
+        states = initial_state if isinstance(initial_state, (list, tuple)) else [initial_state]
+        states = [ops.convert_to_tensor(state) for state in states]
         self._check_states(sequences.shape, [state.shape for state in states])
         return [ops.cast(state, self.compute_dtype) for state in states]
 
@@ -242,7 +234,6 @@ class BaseUntiedRNN(DialLayer):
             self.stacks(ops.shape(sequences)[1]),
             self.noise(sequences, states, training),
             (
-                bool(training),
                 self.return_sequences,
                 self.go_backwards,
                 self.zero_output_for_mask,
@@ -281,15 +272,15 @@ class BaseUntiedRNN(DialLayer):
         mask: Tensor | None,
         weights: dict[str, Tensor],
         noise: dict[str, Any],
-        options: tuple[bool, bool, bool, bool, bool | int, int | None],
+        options: tuple[bool, bool, bool, bool | int, int | None],
     ) -> tuple[Tensor, list[Tensor]]:
         """The layer as a pure function: batch-major in and out, all of the mathematics in between."""
-        training, return_sequences, go_backwards, zero_output_for_mask, unroll, _ = options
+        return_sequences, go_backwards, zero_output_for_mask, unroll, _ = options
         inputs = ops.transpose(sequences, (1, 0, 2))
         if go_backwards:
             inputs = ops.flip(inputs, 0)
             mask = None if mask is None else ops.flip(mask, 0)
-        outputs, states = self.recurrence(inputs, states, mask, weights, noise, training, unroll)
+        outputs, states = self.recurrence(inputs, states, mask, weights, noise, unroll)
         if mask is not None:
             outputs = ops.where(mask, outputs, 0) if zero_output_for_mask else hold(outputs, mask, unroll)
         return (ops.transpose(outputs, (1, 0, 2)) if return_sequences else outputs[-1]), states

@@ -50,24 +50,16 @@ class UntiedSimpleRNN(AffineRNN):
     Args:
         units: Positive integer, the size of the state `h`.
         timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input. A shorter sequence uses the weights of the first timesteps; a
-            longer one is an error.
+            the length of the first input (with `period`: for any length). A shorter sequence uses the
+            weights of the first timesteps; a longer one is an error.
         activation: Activation of the state. `None` is linear.
+        use_bias: Whether there are `b` and, with `output_units`, `c`.
         output_units: Positive integer, the size of the output `y`; `None` outputs the state.
         output_activation: Activation of the output. `None` is linear.
         output_initializer: Initializer of each `V_t`, of shape `(units, output_units)`.
         output_regularizer: Regularizer of each `V_t`.
         output_constraint: Constraint on each `V_t` by itself. Each `c_t` is treated as a `b_t`.
-        **kwargs: All other arguments that `keras.layers.SimpleRNN` has (weights: see
-            `untied_rnn.affine_rnn.AffineRNN`; output forms, masks and states: see
-            `untied_rnn.rnn.BaseUntiedRNN`), and those that let timesteps share weights (see
-            `untied_rnn.layer.UntiedLayer`).
-
-    Call arguments:
-        sequences, initial_state, mask, training: See `untied_rnn.rnn.BaseUntiedRNN`.
-
-    Input shape:
-        `(batch, timesteps, input_dim)`.
+        **kwargs: Arguments of the base classes.
 
     Output shape:
         `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`, where
@@ -82,9 +74,6 @@ class UntiedSimpleRNN(AffineRNN):
         - `bias`: `b`, `(timesteps, units)`.
         - `output_kernel`: `V`, `(timesteps, units, output_units)`.
         - `output_bias`: `c`, `(timesteps, output_units)`.
-
-    Masking, Raises:
-        See `untied_rnn.rnn.BaseUntiedRNN`.
 
     Example:
 
@@ -151,10 +140,9 @@ class UntiedSimpleRNN(AffineRNN):
         mask: Tensor | None,
         weights: dict[str, Tensor],
         noise: dict[str, Tensor],
-        training: bool,
         unroll: bool | int,
     ) -> tuple[Tensor, list[Tensor]]:
-        sequence, states = super().recurrence(inputs, states, mask, weights, noise, training, unroll)
+        sequence, states = super().recurrence(inputs, states, mask, weights, noise, unroll)
         if self.output_units is None:
             return sequence, states
         kernel, bias = weights["output_kernel"], weights.get("output_bias")
