@@ -7,7 +7,16 @@ reference still show all of them, a class gets the arguments and the sections of
 import inspect
 import re
 
-_ORDER = "Args, Call arguments, Input shape, Output shape, Variables, Masking, Raises, Example".split(", ")
+_ORDER = [
+    "Args",
+    "Call arguments",
+    "Input shape",
+    "Output shape",
+    "Variables",
+    "Masking",
+    "Raises",
+    "Example",
+]
 
 
 def complete(cls: type, base: type) -> None:

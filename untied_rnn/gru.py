@@ -17,6 +17,7 @@ class _GRUGates(Gates):
     """`h_t = z * h_{t-1} + (1 - z) * g`, where `r` resets what the candidate `g` sees of the state."""
 
     parts = 3
+    only_sum = False
     saved = 4
 
     def __init__(self, activation: Activation, recurrent_activation: Activation, reset_after: bool):

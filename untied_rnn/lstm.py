@@ -19,7 +19,8 @@ class _LSTMGates(Gates):
     """`c_t = f * c_{t-1} + i * g` and `h_t = o * activation(c_t)`."""
 
     parts = 4
-    saved = 4
+    only_sum = True
+    saved = 5
 
     def __init__(self, activation: Activation, recurrent_activation: Activation):
         self.activation, self.recurrent_activation = activation, recurrent_activation
@@ -30,13 +31,13 @@ class _LSTMGates(Gates):
         i, f, o = (self.recurrent_activation(gate) for gate in (i, f, o))
         g = self.activation(g)
         c = f * before[1] + i * g
-        return [o * self.activation(c), c], [i, f, g, o]
+        activated = self.activation(c)
+        return [o * activated, c], [i, f, g, o, activated]
 
     def backward(
         self, d_after: list[Tensor], saved: list[Tensor], before: list[Tensor], after: list[Tensor]
     ) -> tuple[Tensor, Tensor, list[Any]]:
-        (d_h, d_c), (i, f, g, o) = d_after, saved
-        activated = self.activation(after[1])
+        (d_h, d_c), (i, f, g, o, activated) = d_after, saved
         d_c = d_c + d_h * o * slope(self.activation, activated)
         d_i, d_f, d_g, d_o = d_c * g, d_c * before[1], d_c * i, d_h * activated
         d_i, d_f, d_o = (

@@ -19,6 +19,7 @@ class _Activation(Gates):
     """`h_t = f(p + q)`."""
 
     parts = 1
+    only_sum = True
 
     def __init__(self, activation: Callable[[Tensor], Tensor]):
         self.activation = activation
