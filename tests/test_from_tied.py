@@ -1,4 +1,4 @@
-"""`UntiedSimpleRNN.from_tied` against the tied Keras layer that it came from."""
+"""`from_tied` against the tied Keras layer that a layer came from."""
 
 import keras
 import numpy as np
@@ -7,7 +7,9 @@ from autodiff import outputs_and_gradients, to_numpy
 from cases import B, I, T, U, case_name, random_mask, randomised
 from conftest import DTYPE, EXACT
 
-from untied_rnn import UntiedSimpleRNN
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
+
+LAYERS = [UntiedSimpleRNN, UntiedLSTM, UntiedGRU]
 
 TIED_OPTIONS = [
     {},
@@ -22,11 +24,12 @@ TIED_OPTIONS = [
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("options", TIED_OPTIONS, ids=case_name)
-def test_from_tied_equals_the_tied_layer(options, masked, rng):
-    tied = keras.layers.SimpleRNN(U, dtype=DTYPE, **options)
+@pytest.mark.parametrize("cls", LAYERS)
+def test_from_tied_equals_the_tied_layer(cls, options, masked, rng):
+    tied = cls.tied_class(U, dtype=DTYPE, **options)
     tied.build((B, T, I))
     randomised(tied, rng)
-    untied = UntiedSimpleRNN.from_tied(tied, T)
+    untied = cls.from_tied(tied, T)
     x = rng.normal(size=(B, T, I))
     mask = random_mask(rng) if masked else None
     for training in (True, False):  # in this order: Keras draws dropout masks at inference as well
@@ -35,26 +38,26 @@ def test_from_tied_equals_the_tied_layer(options, masked, rng):
             np.testing.assert_allclose(received, wanted, **EXACT)
 
 
-def test_from_tied_gradient_is_the_tied_one_spread_over_time(rng):
-    tied = keras.layers.SimpleRNN(U, dtype=DTYPE)
+@pytest.mark.parametrize("cls", LAYERS)
+def test_from_tied_gradient_is_the_tied_one_spread_over_time(cls, rng):
+    tied = cls.tied_class(U, dtype=DTYPE)
     tied.build((B, T, I))
     randomised(tied, rng)
     x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, U))
     _, tied_gradients = outputs_and_gradients(tied, x, [cotangent])
-    _, gradients = outputs_and_gradients(UntiedSimpleRNN.from_tied(tied, T), x, [cotangent])
+    _, gradients = outputs_and_gradients(cls.from_tied(tied, T), x, [cotangent])
     for name in ("kernel", "recurrent_kernel", "bias"):
         np.testing.assert_allclose(gradients[name].sum(axis=0), tied_gradients[name], **EXACT)
 
 
-def test_from_tied_inside_bidirectional(rng):
+@pytest.mark.parametrize("cls", LAYERS)
+def test_from_tied_inside_bidirectional(cls, rng):
     x, mask = rng.normal(size=(B, T, I)), random_mask(rng)
-    tied = keras.layers.Bidirectional(
-        keras.layers.SimpleRNN(U, return_sequences=True, dtype=DTYPE), dtype=DTYPE
-    )
+    tied = keras.layers.Bidirectional(cls.tied_class(U, return_sequences=True, dtype=DTYPE), dtype=DTYPE)
     tied.build((B, T, I))
     untied = keras.layers.Bidirectional(
-        UntiedSimpleRNN.from_tied(tied.forward_layer, T),
-        backward_layer=UntiedSimpleRNN.from_tied(tied.backward_layer, T),
+        cls.from_tied(tied.forward_layer, T),
+        backward_layer=cls.from_tied(tied.backward_layer, T),
         dtype=DTYPE,
     )
     untied.build((B, T, I))  # Keras rebuilds the forward layer from its configuration
@@ -65,12 +68,13 @@ def test_from_tied_inside_bidirectional(rng):
     np.testing.assert_allclose(received, expected, **EXACT)
 
 
-def test_from_tied_keeps_a_stateful_layer_going(rng):
-    tied = keras.layers.SimpleRNN(U, stateful=True, dtype=DTYPE)
+@pytest.mark.parametrize("cls", LAYERS)
+def test_from_tied_keeps_a_stateful_layer_going(cls, rng):
+    tied = cls.tied_class(U, stateful=True, dtype=DTYPE)
     tied.build((B, T, I))
     first, second = rng.normal(size=(2, B, T, I))
     tied(first)
-    untied = UntiedSimpleRNN.from_tied(tied, T)
+    untied = cls.from_tied(tied, T)
     np.testing.assert_allclose(to_numpy(untied(second)), to_numpy(tied(second)), **EXACT)
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from conftest import BACKEND, DTYPE
 
-from untied_rnn import UntiedSimpleRNN
+from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
-def build(timesteps, masked=False, **options):
+def build(timesteps, masked=False, cls=UntiedSimpleRNN, units=4, **options):
     rows = keras.Input((timesteps, 3))
-    layer = UntiedSimpleRNN(4, **options)
+    layer = cls(units() if callable(units) else units, **options)
     model = keras.Model(rows, layer(keras.layers.Masking()(rows) if masked else rows))
     x = np.random.default_rng(1).normal(size=(7, timesteps, 3)).astype("float32")
     x[0, 2:], x[1, 0] = 0, 0
@@ -30,6 +30,15 @@ CASES = {
     "written out": {"timesteps": 4, "masked": True, "output_units": 2, "return_sequences": True},
     "loop": {"timesteps": 40, "activation": "softsign"},
     "masked loop": {"timesteps": 40, "masked": True, "output_units": 2, "return_sequences": True},
+    "lstm": {"timesteps": 40, "cls": UntiedLSTM},
+    "gru, shared": {"timesteps": 40, "cls": UntiedGRU, "block_size": 7},
+    "simple, period and frozen": {"timesteps": 5, "output_units": 2, "period": 2, "frozen_timesteps": [1]},
+    "dense, shared": {"timesteps": 5, "cls": UntiedDense, "weight_index": [0, 1, 0, 2, 1]},
+    "any cell": {"timesteps": 6, "cls": UntiedRNN, "units": lambda: keras.layers.LSTMCell(4)},
+    "any cell, shared": {
+        **{"timesteps": 40, "cls": UntiedRNN, "units": lambda: keras.layers.GRUCell(4)},
+        **{"period": 3, "return_sequences": True},
+    },
 }
 
 
