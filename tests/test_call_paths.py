@@ -1,7 +1,7 @@
-"""Every way to call the layer gives the same numbers, derivatives too, in any precision.
+"""Every way to call a layer gives the same numbers, derivatives too, in any precision.
 
 What is expected comes from the layer in the widest precision, called and differentiated in the plainest way.
-That this is right is what `test_simple_rnn.py` shows, against NumPy.
+That this is right is what `test_simple_rnn.py`, `test_gated.py` and `test_cell_rnn.py` show, against NumPy.
 """
 
 import functools
@@ -15,7 +15,7 @@ from cases import randomised
 from conftest import BACKEND, DTYPE
 from keras import ops
 
-from untied_rnn import UntiedSimpleRNN, recurrence
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, cell_rnn, recurrence
 
 B, T, I, U = 3, 5, 2, 4  # noqa: E741 (the letters of the formulas)
 # Largest error allowed, as a fraction of the largest number: of outputs and gradients, and of gradients of
@@ -28,6 +28,22 @@ PRECISIONS = {
     "mixed_bfloat16": (8 * 2**-7, 16 * 2**-7),
 }
 FORMS = {"written out": True, "loop": False}
+LAYERS = {
+    "simple": lambda **options: UntiedSimpleRNN(U, **options),
+    "lstm": lambda **options: UntiedLSTM(U, **options),
+    "gru, shared": lambda **options: UntiedGRU(U, period=2, **options),
+    "any cell": lambda **options: UntiedRNN(keras.layers.GRUCell(U, dtype=options["dtype"]), **options),
+    "any cell, shared and frozen": lambda **options: UntiedRNN(
+        keras.layers.SimpleRNNCell(U, dtype=options["dtype"]), block_size=2, frozen_timesteps=[4], **options
+    ),
+}
+# The first in all precisions, the others, whose calls are the same code, in one of them and a mixed one.
+LAYERS_IN_PRECISIONS = [
+    (name, precision)
+    for name in LAYERS
+    for precision in PRECISIONS
+    if name == "simple" or precision in ("float32", "mixed_bfloat16")
+]
 
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="these ways are TensorFlow's")
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="these ways are JAX's")
@@ -42,8 +58,8 @@ def single(array):
 X = single(np.random.default_rng(7).normal(size=(B, T, I)))
 
 
-def build(form="loop", dtype=DTYPE, **options):
-    layer = UntiedSimpleRNN(U, unroll=FORMS[form], dtype=dtype, **options)
+def build(form="loop", dtype=DTYPE, name="simple", **options):
+    layer = LAYERS[name](unroll=FORMS[form], dtype=dtype, **options)
     layer.build((None, T, I))
     return randomised(layer, np.random.default_rng(6))
 
@@ -66,6 +82,7 @@ def forms_that_ran(monkeypatch):
         return original(*args, unroll=unroll, **kwargs)
 
     monkeypatch.setattr(recurrence, "scan", spy)
+    monkeypatch.setattr(cell_rnn, "scan", spy)
     return ran
 
 
@@ -95,9 +112,9 @@ def jacobian(layer, x):
 
 
 @functools.cache
-def expected(function):
+def expected(function, name="simple"):
     """`function` of the layer in double precision, written out and called eagerly."""
-    return function(build("written out", "float64"), ops.convert_to_tensor(X, "float64"))
+    return function(build("written out", "float64", name), ops.convert_to_tensor(X, "float64"))
 
 
 WAYS = {
@@ -108,26 +125,26 @@ WAYS = {
 }
 
 
-def prepared(way, form, precision, function):
+def prepared(way, form, precision, function, name="simple"):
     """The layer, and `function` of it as it runs in that way."""
     import tensorflow as tf
 
     options = WAYS[way]
-    layer = build(form, precision, jit_compile=options.get("jit_compile", False))
+    layer = build(form, precision, name, jit_compile=options.get("jit_compile", False))
     return layer, tf.function(function, **options["function"]) if "function" in options else function
 
 
 @on_tensorflow
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("name", "precision"), LAYERS_IN_PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
-def test_derivatives_are_the_same_whoever_compiles(way, form, precision, forms_that_ran):
-    layer, function = prepared(way, form, precision, derivatives)
+def test_derivatives_are_the_same_whoever_compiles(way, form, name, precision, forms_that_ran):
+    layer, function = prepared(way, form, precision, derivatives, name)
     outputs, first, second = function(layer, ops.convert_to_tensor(X, layer.variable_dtype))
     assert forms_that_ran == {form}
     assert outputs.dtype == layer.compute_dtype
     assert all(gradient.dtype == layer.variable_dtype for gradient in [*first, *second])
-    expected_outputs, expected_first, expected_second = expected(derivatives)
+    expected_outputs, expected_first, expected_second = expected(derivatives, name)
     assert_close([outputs, *first], [expected_outputs, *expected_first], precision)
     assert_close(second, expected_second, precision, order=2)
 
@@ -173,11 +190,11 @@ TRAINING = {
 
 
 @on_tensorflow
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("name", "precision"), LAYERS_IN_PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", TRAINING)
-def test_training_step_is_the_same_however_it_runs(way, form, precision, rng, forms_that_ran):
-    layer = build(form, precision)
+def test_training_step_is_the_same_however_it_runs(way, form, name, precision, rng, forms_that_ran):
+    layer = build(form, precision, name)
     before, y = layer.get_weights(), single(rng.normal(size=(B, U)))
     inputs = keras.Input((T, I), dtype=layer.variable_dtype)
     model = (CustomStep if way == "custom step" else keras.Model)(inputs, layer(inputs))
@@ -186,11 +203,13 @@ def test_training_step_is_the_same_however_it_runs(way, form, precision, rng, fo
     forms_that_ran.clear()
     model.fit(X, y, batch_size=B, verbose=0)
     assert forms_that_ran == {form}
-    reference = build("written out", "float64")
+    reference = build("written out", "float64", name)
     output = to_numpy(reference(X))[0]
     _, gradients = outputs_and_gradients(reference, X, [2 * (output - y) / output.size])
     moved = [old - new for old, new in zip(before, layer.get_weights(), strict=True)]
-    assert_close(moved, [gradients[name] for name in names(layer)], precision)
+    trained = len(layer.trainable_weights)
+    assert_close(moved[:trained], [gradients[weight] for weight in names(layer)], precision)
+    assert not any(move.any() for move in moved[trained:])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS if BACKEND == "tensorflow" else ["float32"])
@@ -212,11 +231,12 @@ def test_predict_with_a_ragged_last_batch(options, form, precision, rng):
 
 
 @on_jax
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("form", FORMS)
-def test_jit_grad_and_vmap_over_stateless_call(form, forms_that_ran):
+def test_jit_grad_and_vmap_over_stateless_call(form, name, forms_that_ran):
     import jax
 
-    layer = build(form)
+    layer = build(form, name=name)
     fixed = [variable.value for variable in layer.non_trainable_variables]
 
     def call(weights, x):
