@@ -26,13 +26,16 @@ def products(xp: Any, operands: list) -> list:
     """Those of `contestants.with_numpy.Floor`, from stacks of operands; the gradients stacked."""
     found = []
     for x, h, delta, w, u in zip(*map(xp.unstack, operands), strict=True):
-        forward = xp.matmul(x, w) + xp.matmul(h, u)
-        backward = xp.matmul(delta, xp.transpose(u))
         found.append(
-            (forward + backward, xp.matmul(xp.transpose(x), delta), xp.matmul(xp.transpose(h), delta))
+            (
+                xp.matmul(x, w) + xp.matmul(h, u),
+                xp.matmul(delta, xp.transpose(u)),
+                xp.matmul(xp.transpose(x), delta),
+                xp.matmul(xp.transpose(h), delta),
+            )
         )
-    outputs, d_w, d_u = zip(*found, strict=True)
-    return [sum(outputs), xp.stack(d_w), xp.stack(d_u)]
+    forward, backward, d_w, d_u = zip(*found, strict=True)
+    return [sum(forward), sum(backward), xp.stack(d_w), xp.stack(d_u)]
 
 
 def libraries(problem: Problem) -> dict[str, Callable[[], object]]:

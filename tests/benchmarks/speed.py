@@ -1,8 +1,8 @@
 """Times this library against every other way to run an untied (or a tied) recurrence.
 
-    python tests/benchmarks/speed.py                 # all shapes
-    python tests/benchmarks/speed.py --shapes S1 S4
-    python tests/benchmarks/speed.py --smoke         # a tiny shape, to see that it runs
+    python tests/benchmarks/speed.py                 # all shapes of the simple cell
+    python tests/benchmarks/speed.py --shapes L1 G1  # LSTM and GRU
+    python tests/benchmarks/speed.py --smoke         # a tiny shape of each cell, to see that it runs
 
 Each library runs in a process of its own; contestants take turns within every round. All must agree with
 a NumPy loop to 1e-4 (state, gradients, weights after one update) before they are timed. Libraries that are
@@ -17,6 +17,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+from cells import CELLS
 from matplotlib.figure import Figure
 from problems import SHAPES, TINY, Problem
 from workers import LIBRARIES, TOLERANCE, Worker
@@ -68,7 +69,7 @@ class Race:
     def enter(self, entry: Entry) -> None:
         worker = self.workers[entry.library]
         try:
-            errors = [worker.ask("tiny_error", entry.key)]
+            errors = [worker.ask("tiny_error", self.problem, entry.key)]
             entry.first_call = worker.ask("make", self.problem, entry.key, limit=LONGEST_FIRST_CALL)
             if entry.counted:
                 errors.append(worker.ask("error", self.problem, entry.key))
@@ -113,7 +114,7 @@ class Race:
                 worker = Worker(entry.library)
                 worker.ask("enter", self.problem)
                 # The library reads its compiler into memory when it is first used.
-                worker.ask("tiny_error", entry.key)
+                worker.ask("tiny_error", self.problem, entry.key)
                 entry.memory = worker.ask("peak_memory", self.problem, entry.key)
                 worker.close()
 
@@ -141,7 +142,8 @@ class Race:
     def table(self) -> None:
         p = self.problem
         print(
-            f"\n{self.shape}: batch {p.batch}, {p.timesteps} timesteps, {p.input_dim} inputs, {p.units} units"
+            f"\n{self.shape}: {p.cell} cell, batch {p.batch}, {p.timesteps} timesteps, {p.input_dim} inputs, "
+            f"{p.units} units"
         )
         _row("ms a call", *self.modes, "first step, s", "peak memory, MB")
         _row(*["---"] * (len(self.modes) + 3))
@@ -198,19 +200,22 @@ def draw(races: list[Race], path: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    simple = [name for name, problem in SHAPES.items() if problem.cell == "simple"]
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=simple)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--seconds", type=float, default=0.1, help="the least that one measurement takes")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/speed"))
     parser.add_argument(
         "--memory", nargs="*", choices=SHAPES, default=["S2"], help="shapes to measure the peak memory at"
     )
-    parser.add_argument("--smoke", action="store_true", help="a tiny shape, one round")
+    parser.add_argument("--smoke", action="store_true", help="a tiny shape of each cell, one round")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     random.seed(0)
     tiny = replace(TINY, learning_rate=SHAPES["S1"].learning_rate)
-    problems = {"tiny": tiny} if args.smoke else {name: SHAPES[name] for name in args.shapes}
+    problems = {name: SHAPES[name] for name in args.shapes}
+    if args.smoke:
+        problems = {f"tiny {cell}": replace(tiny, cell=cell) for cell in CELLS}
     rounds, at_least = (1, 0.0) if args.smoke else (args.rounds, args.seconds)
 
     races = []

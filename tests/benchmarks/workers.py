@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -80,10 +81,11 @@ class _Answers:
         self.module = importlib.import_module(f"contestants.{self.module_name}")
         return {name: kind for name, (kind, _) in self.module.contestants(problem).items()}
 
-    def tiny_error(self, name: str) -> float:
-        """The largest relative error on a tiny problem, weight update included."""
-        kind, make = self.module.contestants(TINY)[name]
-        return _error(make(TINY), TINY, kind)
+    def tiny_error(self, problem: Problem, name: str) -> float:
+        """The largest relative error on a tiny problem of the same cell, weight update included."""
+        tiny = replace(TINY, cell=problem.cell)
+        kind, make = self.module.contestants(tiny)[name]
+        return _error(make(tiny), tiny, kind)
 
     def make(self, problem: Problem, name: str) -> float:
         """Makes a contestant and returns the seconds of its first training step: trace, compile, run."""

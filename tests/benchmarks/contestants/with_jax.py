@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from cells import CELLS
 from problems import EPSILON, RHO, WEIGHTS, Problem
 
-from untied_rnn import UntiedSimpleRNN
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
+
+LAYERS = {"simple": UntiedSimpleRNN, "lstm": UntiedLSTM, "gru": UntiedGRU}
 
 
 class Contestant:
@@ -65,7 +68,7 @@ class Contestant:
 class Untied(Contestant):
     def make(self) -> None:
         p = self.problem
-        layer = UntiedSimpleRNN(p.units, unroll=self.unroll)
+        layer = LAYERS[p.cell](p.units, unroll=self.unroll)
         self.model = keras.Sequential([keras.Input((p.timesteps, p.input_dim)), layer])
 
     def state(self, weights: list, x: jax.Array) -> jax.Array:
@@ -73,14 +76,35 @@ class Untied(Contestant):
         return self.model.stateless_call(weights, rest, x)[0]
 
 
+def simple_step(states: tuple, slices: tuple) -> tuple:
+    (h,), (x, w, u, b) = states, slices
+    return (jnp.tanh(x @ w + h @ u + b),), None
+
+
+def lstm_step(states: tuple, slices: tuple) -> tuple:
+    (h, c), (x, w, u, b) = states, slices
+    i, f, g, o = jnp.split(x @ w + h @ u + b, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
+
+
+def gru_step(states: tuple, slices: tuple) -> tuple:
+    (h,), (x, w, u, b) = states, slices
+    x_z, x_r, x_g = jnp.split(x @ w + b[0], 3, axis=-1)
+    h_z, h_r, h_g = jnp.split(h @ u + b[1], 3, axis=-1)
+    z = jax.nn.sigmoid(x_z + h_z)
+    return (z * h + (1 - z) * jnp.tanh(x_g + jax.nn.sigmoid(x_r + h_r) * h_g),), None
+
+
+STEPS = {"simple": simple_step, "lstm": lstm_step, "gru": gru_step}
+
+
 class Scan(Contestant):
     def state(self, weights: list, x: jax.Array) -> jax.Array:
-        def step(h: jax.Array, slices: tuple) -> tuple:
-            x, w, u, b = slices
-            return jnp.tanh(x @ w + h @ u + b), None
-
-        zeros = jnp.zeros((self.problem.batch, self.problem.units))
-        return jax.lax.scan(step, zeros, (jnp.swapaxes(x, 0, 1), *weights), unroll=self.unroll or 1)[0]
+        p = self.problem
+        states = (jnp.zeros((p.batch, p.units)),) * CELLS[p.cell].states
+        slices = (jnp.swapaxes(x, 0, 1), *weights)
+        return jax.lax.scan(STEPS[p.cell], states, slices, unroll=self.unroll or 1)[0][0]
 
 
 def contestants(problem: Problem) -> dict[str, tuple]:
@@ -90,6 +114,6 @@ def contestants(problem: Problem) -> dict[str, tuple]:
         "jax.lax.scan": ("untied", Scan),
         "jax.lax.scan, unroll=4": ("untied", partial(Scan, unroll=4)),
     }
-    if problem.timesteps <= 100:  # far beyond, its compilation takes minutes
+    if problem.timesteps * CELLS[problem.cell].gates <= 120:  # far beyond, its compilation takes minutes
         found["jax.lax.scan, unrolled"] = ("untied", partial(Scan, unroll=True))
     return found

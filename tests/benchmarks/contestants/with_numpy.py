@@ -1,6 +1,7 @@
 """The floor: the matrix products of a training step, and the memory traffic of the optimizer."""
 
 import numpy as np
+from cells import CELLS
 from problems import Problem
 
 
@@ -8,22 +9,20 @@ class Floor:
     """Each product by BLAS, into memory that is there already; nothing is added, no tanh taken.
 
     The products are those that nobody can save: `x W` and `h U` forward; `delta U^T`, `h^T delta` and
-    `x^T delta` backward. The update reads the weight, its mean square and its gradient and writes two of
-    them: as many bytes as copying 2.5 arrays.
+    `x^T delta` backward, of all gates of a cell in one. The update reads the weight, its mean square and
+    its gradient and writes two of them: as many bytes as copying 2.5 arrays.
     """
 
     def __init__(self, problem: Problem):
-        p = problem
+        p, width = problem, problem.units * CELLS[problem.cell].gates
         rng = np.random.default_rng(0)
 
         def random(*shape: int) -> np.ndarray:
             return rng.standard_normal(shape, dtype="float32")
 
-        self.x, self.h, self.delta = (
-            random(p.timesteps, p.batch, n) for n in (p.input_dim, p.units, p.units)
-        )
-        self.w, self.u = random(p.timesteps, p.input_dim, p.units), random(p.timesteps, p.units, p.units)
-        self.out = random(p.batch, p.units)
+        self.x, self.h, self.delta = (random(p.timesteps, p.batch, n) for n in (p.input_dim, p.units, width))
+        self.w, self.u = random(p.timesteps, p.input_dim, width), random(p.timesteps, p.units, width)
+        self.out, self.upstream = random(p.batch, width), random(p.batch, p.units)
         self.dw, self.du = np.empty_like(self.w), np.empty_like(self.u)
 
     def forward(self) -> None:
@@ -35,7 +34,7 @@ class Floor:
         self.forward()
         backward = zip(self.x, self.h, self.delta, self.u, self.dw, self.du, strict=True)
         for x, h, delta, u, dw, du in backward:
-            np.matmul(delta, u.T, out=self.out)
+            np.matmul(delta, u.T, out=self.upstream)
             np.matmul(x.T, delta, out=dw)
             np.matmul(h.T, delta, out=du)
 

@@ -7,7 +7,14 @@ import numpy as np
 import tensorflow as tf
 from problems import EPSILON, RHO, WEIGHTS, Problem
 
-from untied_rnn import UntiedSimpleRNN
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
+
+# Cell: this layer, Keras's tied one and its arguments, Keras's cell.
+LAYERS = {
+    "simple": (UntiedSimpleRNN, keras.layers.SimpleRNN, {}, keras.layers.SimpleRNNCell),
+    "lstm": (UntiedLSTM, keras.layers.LSTM, {"use_cudnn": False}, keras.layers.LSTMCell),
+    "gru": (UntiedGRU, keras.layers.GRU, {"use_cudnn": False}, keras.layers.GRUCell),
+}
 
 tf.get_logger().setLevel("ERROR")  # each contestant is traced anew: that is meant
 
@@ -97,7 +104,7 @@ class KerasModel(Contestant):
 
 class Untied(KerasModel):
     def layer(self) -> keras.Layer:
-        return UntiedSimpleRNN(self.problem.units)
+        return LAYERS[self.problem.cell][0](self.problem.units)
 
 
 class Tied(KerasModel):
@@ -105,7 +112,8 @@ class Tied(KerasModel):
     unroll = False
 
     def layer(self) -> keras.Layer:
-        return keras.layers.SimpleRNN(self.problem.units, unroll=self.unroll)
+        _, layer, options, _ = LAYERS[self.problem.cell]
+        return layer(self.problem.units, unroll=self.unroll, **options)
 
 
 class TiedUnrolled(Tied):
@@ -151,12 +159,13 @@ class Notebook(Contestant):
 
 
 class CellList(Contestant):
-    """A Python list of `SimpleRNNCell`s, with a Keras optimizer."""
+    """A Python list of Keras's cells, with a Keras optimizer."""
 
     def make(self) -> None:
         p = self.problem
         weights = p.weights()
-        self.cells = [keras.layers.SimpleRNNCell(p.units) for _ in range(p.timesteps)]
+        *_, cell = LAYERS[p.cell]
+        self.cells = [cell(p.units) for _ in range(p.timesteps)]
         for t, cell in enumerate(self.cells):
             cell.build((p.batch, p.input_dim))
             cell.set_weights([weights[name][t] for name in WEIGHTS])
@@ -164,7 +173,7 @@ class CellList(Contestant):
         self.build_optimizer()
 
     def state(self, x: tf.Tensor) -> tf.Tensor:
-        states = [tf.zeros((self.problem.batch, self.problem.units))]
+        states = self.cells[0].get_initial_state(self.problem.batch)
         for cell, row in zip(self.cells, tf.unstack(x, axis=1), strict=True):
             _, states = cell(row, states)
         return states[0]
@@ -176,13 +185,16 @@ class CellList(Contestant):
 
 def contestants(problem: Problem) -> dict[str, tuple]:
     """What this library enters: name, and its kind and maker."""
+    tied = LAYERS[problem.cell][1].__name__
     entries = {
         "this layer": ("ours", Untied),
         "variable per timestep": ("untied", Notebook),
         "list of cells": ("untied", CellList),
-        "tied SimpleRNN": ("tied", Tied),
-        "tied SimpleRNN, unrolled": ("tied", TiedUnrolled),
+        f"tied {tied}": ("tied", Tied),
+        f"tied {tied}, unrolled": ("tied", TiedUnrolled),
     }
+    if problem.cell != "simple":  # the notebook has no other
+        del entries["variable per timestep"]
     return {
         f"{name}, TensorFlow{' XLA' if xla else ''}": (kind, partial(maker, jit_compile=xla))
         for name, (kind, maker) in entries.items()

@@ -5,9 +5,12 @@ from functools import partial
 import keras
 import numpy as np
 import torch
+from cells import CELLS
 from problems import EPSILON, RHO, WEIGHTS, Problem
 
-from untied_rnn import UntiedSimpleRNN
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
+
+LAYERS = {"simple": UntiedSimpleRNN, "lstm": UntiedLSTM, "gru": UntiedGRU}
 
 
 class Contestant:
@@ -53,7 +56,7 @@ class Contestant:
 class Untied(Contestant):
     def make(self) -> None:
         p = self.problem
-        layer = UntiedSimpleRNN(p.units)
+        layer = LAYERS[p.cell](p.units)
         self.model = keras.Sequential([keras.Input((p.timesteps, p.input_dim)), layer])
         weights = p.weights()
         layer.set_weights([weights[name] for name in WEIGHTS])
@@ -64,6 +67,27 @@ class Untied(Contestant):
 
     def state(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x)
+
+
+def simple_step(x: torch.Tensor, states: tuple, w: torch.Tensor, u: torch.Tensor, b: torch.Tensor) -> tuple:
+    return (torch.tanh(torch.addmm(b, x, w) + states[0] @ u),)
+
+
+def lstm_step(x: torch.Tensor, states: tuple, w: torch.Tensor, u: torch.Tensor, b: torch.Tensor) -> tuple:
+    h, c = states
+    i, f, g, o = (torch.addmm(b, x, w) + h @ u).chunk(4, 1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def gru_step(x: torch.Tensor, states: tuple, w: torch.Tensor, u: torch.Tensor, b: torch.Tensor) -> tuple:
+    (h,) = states
+    x_z, x_r, x_g = torch.addmm(b[0], x, w).chunk(3, 1)
+    h_z, h_r, h_g = torch.addmm(b[1], h, u).chunk(3, 1)
+    return (torch.lerp(torch.tanh(x_g + (x_r + h_r).sigmoid() * h_g), h, (x_z + h_z).sigmoid()),)
+
+
+STEPS = {"simple": simple_step, "lstm": lstm_step, "gru": gru_step}
 
 
 class Parameters(Contestant):
@@ -80,10 +104,11 @@ class Parameters(Contestant):
     def state(self, x: torch.Tensor) -> torch.Tensor:
         timesteps = self.problem.timesteps
         w, u, b = (self.parameters[i * timesteps : (i + 1) * timesteps] for i in range(3))
-        h = torch.zeros(self.problem.batch, self.problem.units)
+        step = STEPS[self.problem.cell]
+        states = (torch.zeros(self.problem.batch, self.problem.units),) * CELLS[self.problem.cell].states
         for t, row in enumerate(x.unbind(1)):
-            h = torch.tanh(torch.addmm(b[t], row, w[t]) + h @ u[t])
-        return h
+            states = step(row, states, w[t], u[t], b[t])
+        return states[0]
 
     def apply(self, gradients: list) -> None:
         """RMSprop in torch's own multi-tensor form, with epsilon where the others have it."""
