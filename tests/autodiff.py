@@ -6,12 +6,16 @@ from keras import ops
 
 
 def names(layer):
-    """Trainable weights by their variable names."""
-    return {weight.name: weight for weight in layer.trainable_weights}
+    """Trainable weights by their variable names, with a number where another has the same."""
+    found = {}
+    for i, weight in enumerate(layer.trainable_weights):
+        found[f"{weight.name} {i}" if weight.name in found else weight.name] = weight
+    return found
 
 
 def as_tuple(outputs):
-    return tuple(outputs) if isinstance(outputs, (list, tuple)) else (outputs,)
+    """All tensors in a tensor or nested lists of them."""
+    return tuple(keras.tree.flatten(outputs))
 
 
 def to_numpy(values):

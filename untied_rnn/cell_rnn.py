@@ -114,9 +114,11 @@ class UntiedRNN(BaseUntiedRNN):
     def build_weights(self, input_dim: int) -> None:
         cells = _Cells(self.cell, (None, input_dim))
         self._cells.template = cell = cells.build(0)
+        # As the layers within the given cell are called: those of a copy may have names with other numbers.
+        given = {copy.name: layer.name for copy, layer in zip(_layers(cell), _layers(self.cell))}  # noqa: B905
         for i, weight in enumerate(cell.weights):
             path = weight.path.split("/")
-            name = "_".join(path[path.index(cell.name) + 1 :])
+            name = "_".join(given.get(part, part) for part in path[path.index(cell.name) + 1 :])
             name = f"{name}_{i}" if name in self._stacked.parts else name
             options = (_CellInitializer(cells, i), weight.regularizer, weight.constraint, weight.trainable)
             stack = self.add_timestep_weight(name, tuple(weight.shape), *options)
@@ -184,7 +186,9 @@ class UntiedRNN(BaseUntiedRNN):
     ) -> tuple[Tensor, Tensors]:
         """One timestep of the cell with these weights and dropout masks in the place of its own."""
         cell = self._cells.template
-        for part, masks in zip(filter(_has_dropout, _parts(cell)), drops):  # noqa: B905 (none without training)
+        for part in filter(_has_dropout, _parts(cell)):
+            # None without training: some cells draw masks then as well, and do not use them.
+            masks = drops.pop(0) if drops else (None, None)
             for name, mask in zip(("get_dropout_mask", "get_recurrent_dropout_mask"), masks, strict=True):
                 setattr(part, name, lambda _, mask=mask: mask)
         kwargs = {"training": training} if "training" in inspect.signature(cell.call).parameters else {}
@@ -245,9 +249,10 @@ class _CellInitializer(SeparateInitializer):
 
 def _clone(cell: keras.Layer) -> keras.Layer:
     def unbuilt(config: Any) -> Any:
-        """The configuration without what would build the cells of a stack as soon as they are made."""
+        """The configuration without what would build the cells of a stack, or take those of another one."""
         if isinstance(config, dict):
-            return {key: unbuilt(value) for key, value in config.items() if key != "build_config"}
+            built = ("build_config", "shared_object_id")
+            return {key: unbuilt(value) for key, value in config.items() if key not in built}
         return [unbuilt(value) for value in config] if isinstance(config, list) else config
 
     return type(cell).from_config(unbuilt(cell.get_config()))

@@ -1,5 +1,6 @@
 """Moves along the dial from tied to untied: new layers from trained ones."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -96,6 +97,8 @@ class DialLayer(UntiedLayer):
 
         An old set counts as often as it has timesteps.
         """
+        if not self.built:
+            raise ValueError(f"Expected a built layer. Received: {self!r}, which has no weights yet.")
         new = type(self)(**{**self._arguments_of(self), **dict.fromkeys(DIAL), **changes})
         new._build_like(self)
         if new.timesteps and self.timesteps and new.timesteps > self.timesteps:
@@ -116,7 +119,9 @@ class DialLayer(UntiedLayer):
     @classmethod
     def _arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
         """The constructor arguments for a layer like that one."""
-        config = layer.get_config()
+        # What is not set may be something that only the other class has.
+        known = inspect.signature(cls).parameters
+        config = {k: v for k, v in layer.get_config().items() if k in known or v is not None}
         del config["name"]  # two layers of one name cannot stand in one model
         return config
 
@@ -130,5 +135,5 @@ class DialLayer(UntiedLayer):
 
 
 def _mean(stack: np.ndarray, sets: list[int]) -> np.ndarray:
-    # One set as it is, for the mean of equal numbers may differ from them in the last digit.
-    return stack[sets[0]] if len(set(sets)) == 1 else stack[sets].mean(axis=0)
+    first = stack[sets[0]]
+    return first + (stack[sets] - first).mean(axis=0)  # exact where all are equal

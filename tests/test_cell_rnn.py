@@ -1,0 +1,464 @@
+"""`UntiedRNN` against a Python loop over separately built cells."""
+
+import keras
+import numpy as np
+import pytest
+from autodiff import outputs_and_gradients, to_numpy
+from cases import B, I, T, U, case_name, random_mask, randomised
+from conftest import BACKEND, DTYPE, EXACT
+from keras import ops
+
+from untied_rnn import UntiedRNN, UntiedSimpleRNN
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class LISTACell(keras.Layer):
+    """`x' = soft(x W + y B, theta)`, with `theta` learned and `B` a constant."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = units
+
+    def build(self, input_shape):
+        self.w = self.add_weight(name="w", shape=(self.units, self.units), initializer="orthogonal")
+        self.dictionary = self.add_weight(
+            name="dictionary", shape=(input_shape[-1], self.units), trainable=False
+        )
+        self.theta = self.add_weight(name="theta", shape=(1,), initializer=keras.initializers.Constant(0.2))
+
+    def call(self, inputs, states):
+        z = ops.matmul(states[0], self.w) + ops.matmul(inputs, self.dictionary)
+        x = ops.sign(z) * ops.relu(ops.abs(z) - ops.relu(self.theta))
+        return x, [x]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class NestedCell(keras.Layer):
+    """A layer within, a state that comes in no list and starts at one, an output of another size."""
+
+    state_size, output_size = U, 2
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(U, activation="tanh", dtype=self.dtype_policy)
+        self.head = keras.layers.Dense(self.output_size, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        self.dense.build((None, input_shape[-1] + U))
+        self.head.build((None, U))
+
+    def get_initial_state(self, batch_size=None):
+        return [ops.ones((batch_size, U), self.compute_dtype)]
+
+    def call(self, inputs, states, training=False):
+        state = self.dense(ops.concatenate([inputs, states[0]], axis=-1))
+        return self.head(state), state
+
+
+def stacked(**options):
+    cells = [
+        keras.layers.LSTMCell(2, dtype=DTYPE, **options),
+        keras.layers.GRUCell(U, dtype=DTYPE, **options),
+    ]
+    return keras.layers.StackedRNNCells(cells, dtype=DTYPE)
+
+
+CELLS = {
+    "simple": lambda: keras.layers.SimpleRNNCell(U, dtype=DTYPE),
+    "gru": lambda: keras.layers.GRUCell(U, dtype=DTYPE),
+    "gru, reset before": lambda: keras.layers.GRUCell(U, reset_after=False, dtype=DTYPE),
+    "lstm": lambda: keras.layers.LSTMCell(U, dtype=DTYPE),
+    "stacked": stacked,
+    "lista": lambda: LISTACell(U, dtype=DTYPE),
+    "nested": lambda: NestedCell(dtype=DTYPE),
+}
+DIAL = {
+    "untied": ({}, range(T)),
+    "tied": ({"block_size": T}, [0] * T),
+    "period": ({"period": 3}, [0, 1, 2, 0]),
+    "index": ({"weight_index": [1, 0, 1, 2]}, [1, 0, 1, 2]),
+}
+
+
+class ListOfCells(keras.Layer):
+    """What users write: a cell for each weight set in a list, and a loop."""
+
+    def __init__(self, make, stacks, index, **kwargs):
+        super().__init__(**kwargs)
+        self.index, self.supports_masking = list(index), True
+        self.cells = [make() for _ in range(max(self.index) + 1)]
+        for s, cell in enumerate(self.cells):
+            cell.build((B, I))
+            cell.built = True
+            cell.set_weights([stack[s] for stack in stacks])
+        self.built = True
+
+    def call(self, sequences, initial_state=None, mask=None):
+        size = self.cells[0].state_size
+        states, output, outputs = initial_state, 0, []
+        for t, s in enumerate(self.index):
+            nested = keras.tree.pack_sequence_as([size] if isinstance(size, int) else size, states)
+            new, after = self.cells[s](sequences[:, t], nested)
+            after = keras.tree.flatten(after)
+            if mask is not None:
+                keep = ops.convert_to_tensor(mask[:, t, None])
+                new = ops.where(keep, new, output)
+                after = [ops.where(keep, a, b) for a, b in zip(after, states, strict=True)]
+            output, states = new, after
+            outputs.append(output)
+        return (ops.stack(outputs, axis=1), *states)
+
+
+CASES = [
+    {"unroll": unroll, "dial": dial, "masked": masked}
+    for unroll, dial, masked in [
+        (False, "untied", False),
+        (True, "untied", True),
+        (3, "untied", True),
+        (False, "tied", True),
+        (False, "period", False),
+        (True, "period", False),
+        (2, "index", True),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+@pytest.mark.parametrize("name", CELLS)
+def test_equals_a_loop_over_cells(name, case, rng):
+    dial, index = DIAL[case["dial"]]
+    layer = UntiedRNN(
+        CELLS[name](),
+        None if "period" in dial else T,
+        return_sequences=True,
+        return_state=True,
+        unroll=case["unroll"],
+        jit_compile=case["unroll"] == 3,
+        **dial,
+    )
+    layer.build((B, T, I))
+    randomised(layer, rng)
+    loop = ListOfCells(CELLS[name], layer.get_weights(), index, dtype=DTYPE)
+    x, mask = rng.normal(size=(B, T, I)), random_mask(rng) if case["masked"] else None
+    states = [rng.normal(size=(B, size)) for size in keras.tree.flatten(layer.state_size)]
+    cotangents = [rng.normal(size=(B, T, layer.output_size)), *(rng.normal(size=s.shape) for s in states)]
+
+    outputs, gradients = outputs_and_gradients(layer, x, cotangents, initial_state=states, mask=mask)
+    expected, slopes = outputs_and_gradients(loop, x, cotangents, initial_state=states, mask=mask)
+    for received, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(received, wanted, **EXACT)
+    of_inputs = ["x", *(f"initial_state {i}" for i in range(len(states)))]
+    for key in of_inputs:
+        np.testing.assert_allclose(gradients[key], slopes[key], **EXACT, err_msg=key)
+    stacks = [gradient for key, gradient in gradients.items() if key not in of_inputs]
+    assert len(stacks) == len(layer.trainable_weights)
+    of_cells = iter(v for key, v in slopes.items() if key not in of_inputs)
+    for s, cell in enumerate(loop.cells):
+        for stack, weight in zip(stacks, cell.trainable_weights, strict=True):
+            np.testing.assert_allclose(stack[s], next(of_cells), **EXACT, err_msg=weight.path)
+
+
+def test_initial_state_is_the_cells_own(rng):
+    layer = UntiedRNN(NestedCell(), return_state=True)
+    x = rng.normal(size=(B, T, I)).astype("float32")
+    given, own = layer(x, initial_state=np.ones((B, U), "float32")), layer(x)
+    for received, wanted in zip(to_numpy(own), to_numpy(given), strict=True):
+        np.testing.assert_array_equal(received, wanted)
+    assert not np.allclose(to_numpy(layer(x, initial_state=np.zeros((B, U), "float32")))[0], to_numpy(own)[0])
+
+
+# Weights.
+
+
+def test_each_timestep_draws_its_weights_as_the_cell_says():
+    def options(seed):
+        return {
+            "kernel_initializer": keras.initializers.RandomNormal(stddev=0.1, seed=seed),
+            "recurrent_initializer": keras.initializers.Orthogonal(seed=seed + 1),
+            "bias_initializer": keras.initializers.Constant(0.5),
+        }
+
+    layer = UntiedRNN(keras.layers.SimpleRNNCell(U, **options(3)), T)
+    same = UntiedSimpleRNN(U, T, **options(3))
+    for built in (layer, same):
+        built.build((None, T, I))
+    for weight, wanted in zip(layer.get_weights(), same.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, wanted)
+    recurrent = ops.convert_to_numpy(layer.recurrent_kernel)
+    np.testing.assert_allclose(recurrent @ recurrent.transpose(0, 2, 1), [np.eye(U)] * T, atol=1e-5)
+    assert len(np.unique(ops.convert_to_numpy(layer.kernel))) == T * I * U
+
+
+def test_seeds_within_a_stack_give_each_timestep_its_own_weights():
+    def cells():
+        return [
+            keras.layers.LSTMCell(2, kernel_initializer=keras.initializers.GlorotUniform(seed=1)),
+            keras.layers.GRUCell(U, kernel_initializer=keras.initializers.GlorotUniform(seed=2)),
+        ]
+
+    first, second = UntiedRNN(cells(), T), UntiedRNN(cells(), T)
+    for layer in (first, second):
+        layer.build((None, T, I))
+    for weight, other in zip(first.weights, second.weights, strict=True):
+        if weight.name.endswith("cell_kernel"):
+            np.testing.assert_array_equal(ops.convert_to_numpy(weight), ops.convert_to_numpy(other))
+            assert len(np.unique(ops.convert_to_numpy(weight))) == np.prod(weight.shape)
+
+
+def test_weights_are_named_as_the_cells_are_and_the_cell_stays_unbuilt():
+    cell = stacked()
+    layer = UntiedRNN(cell, T)
+    layer.build((None, T, I))
+    lstm, gru = (part.name for part in cell.cells)
+    kinds = ("kernel", "recurrent_kernel", "bias")
+    assert [w.name for w in layer.weights] == [f"{part}_{kind}" for part in (lstm, gru) for kind in kinds]
+    assert not cell.built
+    assert not cell.weights
+    plain = UntiedRNN(NestedCell(), T)
+    plain.build((None, T, I))
+    assert [w.name for w in plain.weights] == [
+        f"{part}_{kind}" for part in (plain.cell.dense.name, plain.cell.head.name) for kind in kinds[::2]
+    ]
+
+
+def test_regularizers_and_constraints_are_the_cells(rng):
+    cell = keras.layers.SimpleRNNCell(
+        U, recurrent_regularizer=keras.regularizers.L2(0.5), kernel_constraint=keras.constraints.MaxNorm(0.01)
+    )
+    layer = UntiedRNN(cell)
+    model = keras.Sequential([keras.Input((T, I)), layer])
+    recurrent = ops.convert_to_numpy(layer.recurrent_kernel)
+    (loss,) = layer.losses
+    np.testing.assert_allclose(ops.convert_to_numpy(loss), 0.5 * (recurrent**2).sum(), rtol=1e-5)
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.fit(rng.normal(size=(8, T, I)), rng.normal(size=(8, U)), verbose=0)
+    norms = np.linalg.norm(ops.convert_to_numpy(layer.kernel), axis=1)
+    assert norms.max() <= 0.0101
+    assert norms.min() > 0.005  # not projected all together
+
+
+def test_constants_stay_as_they_are(rng):
+    layer = UntiedRNN(LISTACell(U))
+    model = keras.Sequential([keras.Input((T, I)), layer])
+    before = ops.convert_to_numpy(layer.dictionary)
+    assert [w.name for w in layer.trainable_weights] == ["w", "theta"]
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(rng.normal(size=(8, T, I)), rng.normal(size=(8, U)), verbose=0)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.dictionary), before)
+    assert np.all(ops.convert_to_numpy(layer.theta) != np.float32(0.2))
+
+
+# Dropout.
+
+
+@pytest.mark.parametrize("rates", [(0.4, 0.0), (0.4, 0.3)])
+@pytest.mark.parametrize("name", ["simple", "gru", "lstm", "stacked"])
+def test_dropout_is_that_of_keras(name, rates, rng):
+    def cell():
+        options = {"dropout": rates[0], "recurrent_dropout": rates[1], "dtype": DTYPE}
+        if name == "stacked":
+            return stacked(dropout=rates[0], recurrent_dropout=rates[1], seed=4)
+        cls = {
+            "simple": keras.layers.SimpleRNNCell,
+            "gru": keras.layers.GRUCell,
+            "lstm": keras.layers.LSTMCell,
+        }
+        return cls[name](U, seed=4, **options)
+
+    tied = keras.layers.RNN(cell(), return_sequences=True, dtype=DTYPE)
+    tied.build((B, T, I))
+    randomised(tied, rng)
+    layer = UntiedRNN.from_tied(tied, T)
+    x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, U))
+    expected, slopes = outputs_and_gradients(tied, x, [cotangent], training=True)
+    outputs, gradients = outputs_and_gradients(layer, x, [cotangent], training=True)
+    np.testing.assert_allclose(outputs[0], expected[0], **EXACT)
+    np.testing.assert_allclose(gradients["x"], slopes["x"], **EXACT)
+    again, inference = to_numpy(layer(x, training=True))[0], to_numpy(layer(x))[0]
+    assert not np.allclose(again, outputs[0])
+    assert not np.allclose(inference, outputs[0])
+    np.testing.assert_allclose(inference, to_numpy(UntiedRNN.from_tied(tied, T)(x))[0], **EXACT)
+
+
+def test_dropout_in_fit(rng):
+    """A program of its own draws other masks at every step: the loss of a model that cannot learn varies."""
+    layer = UntiedRNN(keras.layers.LSTMCell(U, dropout=0.5, recurrent_dropout=0.5, seed=1))
+    model = keras.Sequential([keras.Input((T, I)), layer])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    history = model.fit(rng.normal(size=(8, T, I)), np.ones((8, U)), epochs=3, shuffle=False, verbose=0)
+    assert len(set(history.history["loss"])) == 3
+
+
+# Refused.
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class WithLayer(keras.Layer):
+    """A cell with another layer acting on its state."""
+
+    state_size = U
+
+    def __init__(self, kind="dropout", **kwargs):
+        super().__init__(**kwargs)
+        self.kind = kind
+        self.inner = {
+            "dropout": lambda: keras.layers.Dropout(0.5),
+            "normalization": keras.layers.BatchNormalization,
+            "loss": lambda: keras.layers.ActivityRegularization(0.1),
+        }[kind]()
+
+    def build(self, input_shape):
+        self.inner.build((None, U))
+
+    def call(self, inputs, states, training=False):
+        state = self.inner(states[0], **({} if self.kind == "loss" else {"training": training}))
+        return state, [state]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("dropout", "changes '.*seed"), ("normalization", "changes '.*moving_mean"), ("loss", "adds no losses")],
+)
+@pytest.mark.parametrize("unroll", [True, False])
+def test_cells_with_effects_are_refused_where_these_would_be_lost(kind, message, unroll, rng):
+    layer = UntiedRNN(WithLayer(kind), T, unroll=unroll)
+    x = rng.normal(size=(B, T, I)).astype("float32")
+    with pytest.raises(NotImplementedError, match=message):
+        layer(x, training=True)
+    if kind != "loss":  # the others do nothing else at inference
+        np.testing.assert_allclose(to_numpy(layer(x))[0], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: UntiedRNN("lstm"), TypeError, "`cell` must be a `keras.Layer` with `state_size`.*'lstm'"),
+        (lambda: UntiedRNN(keras.layers.Dense(3)), TypeError, "with `state_size`.*Dense"),
+        (lambda: UntiedRNN(keras.layers.LSTMCell), TypeError, "`cell` must be"),
+        (lambda: UntiedRNN(keras.layers.GRUCell(3), dtype="bfloat16"), ValueError, "dtype=bfloat16"),
+        (lambda: UntiedRNN.from_tied(keras.layers.GRU(3), 4), ValueError, "built"),
+        (lambda: UntiedRNN(keras.layers.GRUCell(3))(keras.Input((4, 2)), initial_state=keras.Input((4,))),
+         ValueError, r"\(None, 3\)\].*\(None, 4\)"),
+    ],
+)  # fmt: skip
+def test_wrong_cells(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_built_cells_are_refused():
+    for cell in (keras.layers.LSTMCell(3), stacked()):
+        cell.build((None, 2))
+        with pytest.raises(ValueError, match="from_tied"):
+            UntiedRNN(cell)
+
+
+# Files and wrappers.
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_files_states_and_wrappers(name, rng, tmp_path):
+    options = {"return_sequences": True, "dtype": "float32"}
+    make = {
+        **CELLS,
+        "stacked": lambda: keras.layers.StackedRNNCells([keras.layers.LSTMCell(2), keras.layers.GRUCell(U)]),
+        "lista": lambda: LISTACell(U),
+        "nested": NestedCell,
+    }[name]
+    if name not in ("stacked", "lista", "nested"):
+        cell = CELLS[name]()
+        make = lambda: type(cell).from_config({**cell.get_config(), "dtype": "float32"})  # noqa: E731
+    inputs = keras.Input((T, I), batch_size=B)
+    both = keras.layers.Bidirectional(UntiedRNN(make(), **options))(inputs)
+    output, *states = UntiedRNN(make(), stateful=True, return_state=True, period=3)(both)
+    model = keras.Model(inputs, [output, *keras.tree.flatten(states)])
+    x = rng.normal(size=(B, T, I)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    first = model.predict(x, verbose=0)
+    for received, wanted in zip(loaded.predict(x, verbose=0), first, strict=True):
+        np.testing.assert_array_equal(received, wanted)
+    second = model.predict(x, verbose=0)  # from where it ended
+    assert not np.allclose(second[-1], first[-1])
+    model.layers[-1].reset_state()
+    np.testing.assert_allclose(model.predict(x, verbose=0)[0], first[0], rtol=1e-6)
+
+
+def test_states_are_nested_as_those_of_keras(rng):
+    x = rng.normal(size=(B, T, I))
+    tied = keras.layers.RNN(stacked(), return_state=True, dtype=DTYPE)
+    expected = tied(x)
+    received = UntiedRNN.from_tied(tied, T)(x)
+    # Keras has lists of its own kind, and so do we.
+    assert [len(keras.tree.flatten(part)) for part in received] == [1, 2, 1]
+    assert [len(keras.tree.flatten(part)) for part in expected] == [1, 2, 1]
+    for a, b in zip(keras.tree.flatten(received), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(a), ops.convert_to_numpy(b), **EXACT)
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_mixed_precision_trains(unroll, rng):
+    x, y = rng.normal(size=(8, T, I)).astype("float32"), rng.normal(size=(8, U)).astype("float32")
+    mixed, single = (
+        UntiedRNN(keras.layers.LSTMCell(U, dtype=dtype), unroll=unroll)
+        for dtype in ("mixed_bfloat16", "float32")
+    )
+    for layer in (mixed, single):
+        layer.build((None, T, I))
+    single.set_weights(mixed.get_weights())
+    moves = []
+    for layer in (mixed, single):
+        model, before = keras.Sequential([keras.Input((T, I)), layer]), layer.get_weights()
+        model.compile(keras.optimizers.SGD(1.0), "mse")
+        model.fit(x, y, batch_size=8, verbose=0)
+        moves.append([new - old for new, old in zip(layer.get_weights(), before, strict=True)])
+    assert keras.backend.standardize_dtype(mixed(x).dtype) == "bfloat16"
+    for a, b in zip(*moves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.05 * np.abs(b).max())
+
+
+# The program.
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA programs are inspected through TensorFlow")
+@pytest.mark.parametrize("dial", [{}, {"block_size": 2}])
+def test_program_of_the_gradient_does_not_grow_with_time(dial):
+    import tensorflow as tf
+
+    def program_length(timesteps):
+        layer = UntiedRNN(keras.layers.LSTMCell(U), timesteps, unroll=False, **dial)
+        layer.build((B, timesteps, I))
+
+        @tf.function(jit_compile=True)
+        def function(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(x))
+            return tape.gradient(loss, [w.value for w in layer.trainable_weights])
+
+        text = function.experimental_get_compiler_ir(tf.zeros((B, timesteps, I)))(stage="hlo")
+        return len(text.splitlines())
+
+    assert program_length(100) == program_length(4)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the operations of a program are counted through JAX")
+@pytest.mark.parametrize("dial", [{}, {"block_size": 2}])
+def test_work_of_the_gradient_is_linear_in_time(dial):
+    import jax
+
+    def bytes_accessed(timesteps):
+        layer = UntiedRNN(keras.layers.SimpleRNNCell(9), timesteps, unroll=False, **dial)
+        layer.build((1, timesteps, I))
+        fixed = [v.value for v in layer.non_trainable_variables]
+
+        def loss(weights, x):
+            return layer.stateless_call(weights, fixed, x)[0].sum()
+
+        weights = [w.value for w in layer.trainable_weights]
+        compiled = jax.jit(jax.grad(loss)).lower(weights, ops.ones((1, timesteps, I))).compile()
+        return compiled.cost_analysis()["bytes accessed"]
+
+    assert bytes_accessed(64) < 1.5 * 4 * bytes_accessed(16)

@@ -1,0 +1,326 @@
+"""Which timesteps share weights, on every layer, and the moves from tied to untied."""
+
+import keras
+import numpy as np
+import pytest
+from autodiff import names, outputs_and_gradients, to_numpy
+from cases import B, I, O, U, random_mask, randomised
+from cases import T as SHORT
+from conftest import BACKEND, DTYPE, EXACT
+from keras import ops
+
+from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+
+T = 7  # 3 * 2 + 1
+FAMILY = {
+    "simple": lambda *a, **k: UntiedSimpleRNN(U, *a, output_units=O, return_sequences=True, dtype=DTYPE, **k),
+    "lstm": lambda *a, **k: UntiedLSTM(U, *a, return_sequences=True, dtype=DTYPE, **k),
+    "gru": lambda *a, **k: UntiedGRU(U, *a, return_sequences=True, dtype=DTYPE, **k),
+    "any cell": lambda *a, **k: UntiedRNN(
+        keras.layers.LSTMCell(U, dtype=DTYPE), *a, return_sequences=True, dtype=DTYPE, **k
+    ),
+    "dense": lambda *a, **k: UntiedDense(U, *a, activation="tanh", dtype=DTYPE, **k),
+}
+INDEX = [1, 0, 1, 2, 2, 0, 1]
+DIAL = {
+    "block_size=3": ({"block_size": 3}, [0, 0, 0, 1, 1, 1, 2]),
+    "block_size=7": ({"block_size": 7}, [0] * T),
+    "block_size=100": ({"block_size": 100}, [0] * T),
+    "period=2": ({"period": 2}, [0, 1, 0, 1, 0, 1, 0]),
+    "weight_index": ({"weight_index": INDEX}, INDEX),
+}
+family = pytest.mark.parametrize("name", FAMILY)
+
+
+def built(name, rng, *args, timesteps=T, **options):
+    layer = FAMILY[name](*args, **options)
+    layer.build((None, timesteps, I))
+    return randomised(layer, rng)
+
+
+def outputs(layer, x):
+    return to_numpy(layer(x))[0]
+
+
+@pytest.mark.parametrize("dial", DIAL)
+@pytest.mark.parametrize("unroll", [False, True])
+@family
+def test_a_shared_set_is_the_same_weights_at_all_its_timesteps(name, unroll, dial, rng):
+    """Against the untied layer with those weights repeated: its gradients add up."""
+    options, index = DIAL[dial]
+    unroll = {} if name == "dense" else {"unroll": unroll}
+    layer = built(name, rng, **options, **unroll)
+    assert len(layer.get_weights()[0]) == max(index) + 1
+    untied = built(name, rng, **unroll)
+    untied.set_weights([weight[index] for weight in layer.get_weights()])
+    x = rng.normal(size=(B, T, I))
+    kwargs = {} if name == "dense" else {"mask": rng.random((B, T)) < 0.7}
+    cotangents = [rng.normal(size=layer.compute_output_shape((B, T, I)))]
+    received, gradients = outputs_and_gradients(layer, x, cotangents, **kwargs)
+    expected, slopes = outputs_and_gradients(untied, x, cotangents, **kwargs)
+    np.testing.assert_allclose(received[0], expected[0], **EXACT)
+    np.testing.assert_allclose(gradients["x"], slopes["x"], **EXACT)
+    for key in names(layer):
+        sums = [slopes[key][np.equal(index, s)].sum(axis=0) for s in range(max(index) + 1)]
+        np.testing.assert_allclose(gradients[key], sums, **EXACT, err_msg=key)
+
+
+@family
+def test_block_size_one_is_untied(name, rng):
+    layer, untied = (built(name, rng, **options) for options in ({"block_size": 1}, {}))
+    untied.set_weights(layer.get_weights())
+    x = rng.normal(size=(B, T, I))
+    np.testing.assert_array_equal(outputs(layer, x), outputs(untied, x))
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "make"),
+    [
+        (UntiedSimpleRNN, lambda: keras.layers.SimpleRNN(U, return_sequences=True, dtype=DTYPE)),
+        (UntiedLSTM, lambda: keras.layers.LSTM(U, return_sequences=True, dtype=DTYPE)),
+        (UntiedGRU, lambda: keras.layers.GRU(U, return_sequences=True, dtype=DTYPE)),
+        (UntiedRNN, lambda: keras.layers.RNN(keras.layers.GRUCell(U, dtype=DTYPE), True, dtype=DTYPE)),
+        (UntiedDense, lambda: keras.layers.Dense(U, activation="tanh", dtype=DTYPE)),
+    ],
+)
+def test_one_block_is_the_tied_layer(cls, make, unroll, rng):
+    tied = make()
+    tied.build((B, T, I))
+    randomised(tied, rng)
+    layer = cls.from_tied(tied, T, block_size=T)
+    if cls is not UntiedDense:
+        layer.unroll = unroll
+    assert layer.count_params() == tied.count_params()
+    x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, U))
+    received, gradients = outputs_and_gradients(layer, x, [cotangent])
+    expected, slopes = outputs_and_gradients(tied, x, [cotangent])
+    np.testing.assert_allclose(received[0], expected[0], **EXACT)
+    for key, gradient in gradients.items():
+        np.testing.assert_allclose(gradient if key == "x" else gradient[0], slopes[key], **EXACT, err_msg=key)
+
+
+@family
+def test_a_period_takes_any_length(name, rng):
+    """Also a length not known, and one longer than ever seen."""
+    layer = built(name, rng, period=3, timesteps=None)
+    inputs = keras.Input((None, I), dtype=DTYPE)
+    model = keras.Model(inputs, layer(inputs))
+    untied = built(name, rng, timesteps=10)
+    untied.set_weights([weight[np.arange(10) % 3] for weight in layer.get_weights()])
+    # Single precision numbers, since `predict` makes its data such.
+    x = rng.normal(size=(B, 10, I)).astype("float32").astype(DTYPE)
+    expected = outputs(untied, x)
+    for length in (4, 10, 1, 3, 2):
+        np.testing.assert_allclose(
+            model.predict(x[:, :length], verbose=0), expected[:, :length], rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_allclose(outputs(layer, x[:, :length]), expected[:, :length], **EXACT)
+
+
+@pytest.mark.parametrize("options", [{"period": 3, "timesteps": 5}, {"block_size": 2, "timesteps": 5}])
+@family
+def test_known_timesteps_are_a_limit(name, options, rng):
+    layer = FAMILY[name](**options)
+    layer.build((None, None, I))
+    assert outputs(layer, rng.normal(size=(B, 5, I))).shape[1] == 5
+    with pytest.raises(ValueError, match=r"weights for 5 timesteps.*sequence of 6"):
+        layer(rng.normal(size=(B, 6, I)))
+
+
+@pytest.mark.parametrize("options", [{"block_size": 2, "timesteps": 6}, {"weight_index": [0, 1, 1, 0, 2, 2]}])
+@family
+def test_a_shorter_sequence_uses_the_first_weights(name, options, rng):
+    layer = FAMILY[name](**options)
+    layer.build((None, None, I))
+    randomised(layer, rng)
+    inputs = keras.Input((None, I), dtype=DTYPE)
+    model = keras.Model(inputs, layer(inputs))
+    x = rng.normal(size=(B, 6, I)).astype("float32").astype(DTYPE)
+    for length in (6, 1, 3):
+        for received in (outputs(layer, x[:, :length]), model.predict(x[:, :length], verbose=0)):
+            np.testing.assert_allclose(received, outputs(layer, x)[:, :length], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY if name != "dense"])
+def test_only_the_last_output_uses_the_last_weights(name, rng):
+    """With output matrices, also when no others are computed."""
+    layer = built(name, rng, period=3)
+    x = rng.normal(size=(B, T, I))
+    expected = outputs(layer, x)[:, -1]
+    layer.return_sequences = False
+    np.testing.assert_allclose(outputs(layer, x), expected, **EXACT)
+
+
+@pytest.mark.parametrize("dial", [{"block_size": 3}, {"period": 2}])
+@family
+def test_fit_trains_every_set(name, dial, rng):
+    layer = FAMILY[name](**dial)
+    model = keras.Sequential([keras.Input((T, I), dtype=DTYPE), layer])
+    before = layer.get_weights()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    x = rng.normal(size=(8, T, I))
+    model.fit(x, rng.normal(size=model.compute_output_shape(x.shape)), verbose=0)
+    for old, new in zip(before, layer.get_weights(), strict=True):
+        assert np.all(np.abs(new - old).reshape(len(old), -1).max(axis=1) > 0)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA programs are inspected through TensorFlow")
+@pytest.mark.parametrize("name", ["simple", "lstm", "gru", "any cell"])
+def test_gradients_of_shared_weights_take_no_copies(name):
+    """In the program of a tied layer's gradient, nothing is as large as a weight for each timestep."""
+    import tensorflow as tf
+
+    timesteps, units = 40, 7
+
+    def largest(block_size):
+        if name == "any cell":
+            layer = UntiedRNN(keras.layers.LSTMCell(units), timesteps, block_size=block_size, unroll=False)
+        else:
+            cls = {"simple": UntiedSimpleRNN, "lstm": UntiedLSTM, "gru": UntiedGRU}[name]
+            layer = cls(units, timesteps, block_size=block_size, unroll=False)
+        layer.build((1, timesteps, I))
+
+        @tf.function(jit_compile=True)
+        def function(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(x))
+            return tape.gradient(loss, [w.value for w in layer.trainable_weights])
+
+        text = function.experimental_get_compiler_ir(tf.zeros((1, timesteps, I)))(stage="optimized_hlo")
+        return f"f32[{timesteps},{units}," in text
+
+    assert largest(None)
+    assert not largest(timesteps)
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"block_size": 2, "period": 3}, ValueError, "at most one of block_size, period, weight_index"),
+        ({"block_size": 0}, ValueError, "`block_size` must be a positive integer"),
+        ({"block_size": 1.5}, TypeError, "`block_size` must be a positive integer"),
+        ({"period": -1}, ValueError, "`period` must be a positive integer"),
+        ({"period": True}, TypeError, "`period` must be a positive integer"),
+        ({"weight_index": [0, 2]}, ValueError, "every weight set from 0"),
+        ({"weight_index": []}, ValueError, "every weight set from 0"),
+        ({"weight_index": [0, -1]}, ValueError, "integers from 0"),
+        ({"weight_index": [0, 1.0]}, TypeError, "list of integers"),
+        ({"weight_index": "01"}, TypeError, "list of integers"),
+        ({"weight_index": 3}, TypeError, "list of integers"),
+        ({"weight_index": [0, 1], "timesteps": 3}, ValueError, "one integer for each timestep"),
+        ({"block_size": 2, "timesteps": "7"}, TypeError, "`timesteps` must be"),
+    ],
+)
+@pytest.mark.parametrize("name", ["simple", "dense"])
+def test_wrong_arguments(name, options, error, message):
+    with pytest.raises(error, match=message):
+        FAMILY[name](**options)
+
+
+@pytest.mark.parametrize("dial", DIAL)
+@family
+def test_configuration_and_files(name, dial, rng, tmp_path):
+    options, _ = DIAL[dial]
+    layer = built(name, rng, **options)
+    config = layer.get_config()
+    assert {key: config[key] for key in options} == options
+    assert type(layer).from_config(config).get_config() == config
+    model = keras.Sequential([keras.Input((T, I), dtype=DTYPE), layer])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    x = rng.normal(size=(B, T, I))
+    np.testing.assert_array_equal(to_numpy(loaded(x))[0], to_numpy(model(x))[0])
+
+
+# Moves along the dial.
+
+
+@family
+def test_from_tied_to_untied_and_back(name, rng):
+    layer = built(name, rng, block_size=T)
+    x = rng.normal(size=(B, T, I))
+    steps = [layer]
+    for move in ({"block_size": 4}, {"block_size": 2}, {"weight_index": [0, 1, 2, 2, 3, 3, 4]}):
+        steps.append(steps[-1].refine(**move))
+    steps.append(steps[-1].untie())
+    assert [len(step.get_weights()[0]) for step in steps] == [1, 2, 4, 5, 7]
+    assert len({step.name for step in steps}) == len(steps)
+    for step in steps:
+        np.testing.assert_allclose(outputs(step, x), outputs(layer, x), **EXACT)
+    for weight, original in zip(steps[-1].averaged().get_weights(), layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, original)
+
+
+@family
+def test_untied_weights_are_averaged_over_the_timesteps_that_are_to_share(name, rng):
+    layer = built(name, rng)
+    before = [weight.copy() for weight in layer.get_weights()]
+    tied, blocks = layer.averaged(), layer.averaged(block_size=3)
+    period = layer.averaged(period=2)
+    assert (tied.block_size, blocks.block_size, period.period) == (T, 3, 2)
+    for i, weight in enumerate(before):
+        np.testing.assert_allclose(tied.get_weights()[i], weight.mean(axis=0)[None], rtol=1e-6)
+        np.testing.assert_allclose(blocks.get_weights()[i][0], weight[:3].mean(axis=0), rtol=1e-6)
+        np.testing.assert_array_equal(blocks.get_weights()[i][2], weight[6])
+        np.testing.assert_allclose(period.get_weights()[i][1], weight[1::2].mean(axis=0), rtol=1e-6)
+        np.testing.assert_array_equal(layer.get_weights()[i], weight)  # which is not changed itself
+
+
+@family
+def test_a_period_is_untied_for_as_many_timesteps_as_asked_for(name, rng):
+    layer = built(name, rng, period=3, timesteps=None)
+    x = rng.normal(size=(B, 8, I))
+    np.testing.assert_allclose(outputs(layer.untie(timesteps=8), x), outputs(layer, x), **EXACT)
+    np.testing.assert_allclose(outputs(layer.refine(period=6), x), outputs(layer, x), **EXACT)
+    assert (layer.averaged().period, layer.averaged().timesteps) == (1, None)
+    with pytest.raises(ValueError, match="must know how many"):
+        layer.untie()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_size": 4}, r"weight set 0 would take the place of \[0, 1\]"),
+        ({"period": 2}, r"weight set 0 would take the place of \[0, 1, 2\]"),
+        ({"timesteps": T + 1}, "at most 7 timesteps"),
+        ({"period": T + 1}, "a timestep for each weight set"),
+        ({"period": 2, "block_size": 2}, "at most one of"),
+    ],
+)
+def test_moves_that_would_change_the_function_are_refused(change, message, rng):
+    with pytest.raises(ValueError, match=message):
+        built("gru", rng, block_size=3).refine(**change)
+
+
+def test_moves_need_a_built_layer_and_keep_states(rng):
+    with pytest.raises(ValueError, match="built layer"):
+        UntiedGRU(U, SHORT).untie()
+    layer = UntiedGRU(U, SHORT, block_size=SHORT, stateful=True, dtype=DTYPE)
+    first, second = rng.normal(size=(2, B, SHORT, I))
+    layer(first)
+    untied = layer.untie()
+    np.testing.assert_allclose(outputs(untied, second), outputs(layer, second), **EXACT)
+
+
+@family
+def test_weights_of_one_timestep(name, rng):
+    layer = built(name, rng, weight_index=INDEX)
+    for t, s in enumerate(INDEX):
+        for (key, weight), stack in zip(layer.weights_at(t).items(), layer.weights, strict=True):
+            assert key == stack.name
+            np.testing.assert_array_equal(weight, ops.convert_to_numpy(stack)[s])
+    for wrong in (-1, T):
+        with pytest.raises(ValueError, match=f"7 timesteps.*Received: {wrong}"):
+            layer.weights_at(wrong)
+
+
+def test_masks_skip_the_weights_of_their_timesteps(rng):
+    layer, mask = built("lstm", rng, timesteps=SHORT, period=2), random_mask(rng)
+    x = rng.normal(size=(B, SHORT, I))
+    poisoned = np.where(mask[..., None], x, 1e6)
+    (received,), (expected,) = to_numpy(layer(poisoned, mask=mask)), to_numpy(layer(x, mask=mask))
+    np.testing.assert_array_equal(received, expected)
