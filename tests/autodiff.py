@@ -91,4 +91,5 @@ def outputs_and_gradients(layer, x, cotangents, initial_state=None, **kwargs):
             for (name, leaf), value in zip(leaves.items(), values, strict=True)
         }
         outputs = [output.detach() for output in outputs]
-    return to_numpy(outputs), {name: np.asarray(ops.convert_to_numpy(g)) for name, g in found.items()}
+    gradients = {name: np.asarray(ops.convert_to_numpy(found[name])) for name in [*inputs, *weights]}
+    return to_numpy(outputs), gradients

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from autodiff import outputs_and_gradients, to_numpy
 from cases import B, I, T, U, case_name, random_mask, randomised
+from check_layer import check_layer
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
 
@@ -159,6 +160,22 @@ def test_equals_a_loop_over_cells(name, case, rng):
     for s, cell in enumerate(loop.cells):
         for stack, weight in zip(stacks, cell.trainable_weights, strict=True):
             np.testing.assert_allclose(stack[s], next(of_cells), **EXACT, err_msg=weight.path)
+
+
+@pytest.mark.parametrize("name", ["simple", "lstm"])
+def test_layer_check(name):
+    cls, parts = (keras.layers.SimpleRNNCell, 1) if name == "simple" else (keras.layers.LSTMCell, 4)
+    check_layer(
+        UntiedRNN,
+        {"cell": cls(U)},
+        weight_shapes={
+            "kernel": (3, parts * U),
+            "recurrent_kernel": (U, parts * U),
+            "bias": (parts * U,),
+        },
+        output_size=U,
+        state_sizes=[U] if name == "simple" else [U, U],
+    )
 
 
 def test_initial_state_is_the_cells_own(rng):
@@ -338,7 +355,6 @@ def test_cells_with_effects_are_refused_where_these_would_be_lost(kind, message,
         (lambda: UntiedRNN("lstm"), TypeError, "`cell` must be a `keras.Layer` with `state_size`.*'lstm'"),
         (lambda: UntiedRNN(keras.layers.Dense(3)), TypeError, "with `state_size`.*Dense"),
         (lambda: UntiedRNN(keras.layers.LSTMCell), TypeError, "`cell` must be"),
-        (lambda: UntiedRNN(keras.layers.GRUCell(3), dtype="bfloat16"), ValueError, "dtype=bfloat16"),
         (lambda: UntiedRNN.from_tied(keras.layers.GRU(3), 4), ValueError, "built"),
         (lambda: UntiedRNN(keras.layers.GRUCell(3))(keras.Input((4, 2)), initial_state=keras.Input((4,))),
          ValueError, r"\(None, 3\)\].*\(None, 4\)"),
@@ -397,6 +413,15 @@ def test_states_are_nested_as_those_of_keras(rng):
     assert [len(keras.tree.flatten(part)) for part in expected] == [1, 2, 1]
     for a, b in zip(keras.tree.flatten(received), keras.tree.flatten(expected), strict=True):
         np.testing.assert_allclose(ops.convert_to_numpy(a), ops.convert_to_numpy(b), **EXACT)
+
+
+def test_dtype_of_the_layer_is_the_cells(rng):
+    x = rng.normal(size=(B, T, I))
+    layer = UntiedRNN([keras.layers.LSTMCell(2), keras.layers.GRUCell(U)], dtype="float16")
+    assert {keras.backend.standardize_dtype(v.dtype) for v in [layer(x), *layer.weights]} == {"float16"}
+    tied = keras.layers.RNN(keras.layers.GRUCell(U, dtype="mixed_bfloat16"))
+    tied.build((B, T, I))
+    assert UntiedRNN.from_tied(tied, T).compute_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("unroll", [True, False])

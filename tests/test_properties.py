@@ -18,7 +18,7 @@ from conftest import BACKEND, DTYPE, EXACT
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from untied_rnn import UntiedSimpleRNN
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True)
@@ -141,3 +141,103 @@ def test_equals_the_numpy_loop_under_xla(problem):
     arguments, call = problem
     # XLA draws other random numbers than the reference does outside of it: noise is drawn before.
     check(arguments, **call, jit_compile=True)
+
+
+GATED = {
+    "lstm": (UntiedLSTM, {}, reference.lstm_step),
+    "gru": (UntiedGRU, {}, reference.gru_step),
+    "gru, reset before": (UntiedGRU, {"reset_after": False}, reference.gru_step_reset_before),
+    "any cell": (lambda units, **k: UntiedRNN(keras.layers.LSTMCell(units), **k), {}, reference.lstm_step),
+}
+
+
+@st.composite
+def shared_problems(draw):
+    """A layer of the family, timesteps that share weights, and some of those frozen."""
+    timesteps = draw(st.integers(1, 6))
+    kind, number = draw(st.sampled_from(["untied", "block_size", "period", "index"])), draw(st.integers(1, 7))
+    order = draw(st.lists(st.integers(0, 3), min_size=timesteps, max_size=timesteps))
+    index = {
+        "untied": list(range(timesteps)),
+        "block_size": [t // number for t in range(timesteps)],
+        "period": [t % number for t in range(timesteps)],
+        "index": [sorted(set(order)).index(s) for s in order],
+    }[kind]
+    dial = {"untied": {}, "index": {"weight_index": index}}.get(kind, {kind: number})
+    frozen_sets = draw(st.sets(st.sampled_from(index))) if kind != "period" or number <= timesteps else set()
+    frozen = [t for t in range(timesteps) if index[t] in frozen_sets]
+    if kind == "period":  # whose timesteps are those of the first period
+        frozen = [t for t in frozen if t < number]
+    if frozen_sets != set(index):
+        dial["frozen_timesteps"] = frozen
+    arguments = {
+        "units": draw(SIZES),
+        "timesteps": timesteps if kind != "period" else None,
+        "return_sequences": draw(st.booleans()),
+        "return_state": True,
+        "go_backwards": draw(st.booleans()),
+        "zero_output_for_mask": draw(st.booleans()),
+        "unroll": draw(st.sampled_from(["auto", False, True, 2])),
+        **dial,
+    }
+    name = draw(st.sampled_from(sorted(GATED)))
+    length = draw(st.integers(1, timesteps))
+    batch = draw(st.integers(name == "any cell", 3))  # Keras's own cells take no empty batch
+    call = {
+        "x_shape": (batch, length, draw(SIZES)),
+        "mask": draw(st.none() | npst.arrays(bool, (batch, length))),
+        "numbers": draw(st.integers(0, 2**32 - 1)),
+    }
+    return name, arguments, index, call
+
+
+@hypothesis.settings(max_examples=EXAMPLES)
+@hypothesis.given(shared_problems())
+def test_family_equals_the_numpy_loop(problem):
+    name, arguments, index, call = problem
+    cls, options, step = GATED[name]
+    layer = cls(**arguments, **options, dtype=DTYPE)
+    (batch, length, input_dim), rng = call["x_shape"], np.random.default_rng(call["numbers"])
+    layer.build((None, None, input_dim))
+    randomised(layer, rng)
+    by_timestep = [layer.weights_at(t) for t in range(length)]
+    stacks = {key: np.stack([weights[key] for weights in by_timestep]) for key in by_timestep[0]}
+    states = [rng.normal(size=(batch, layer.output_size)) for _ in layer.state_size]
+    arrays = {"x": rng.normal(size=call["x_shape"])}
+    arrays |= {f"initial_state {i}": state for i, state in enumerate(states)}
+    settings = {
+        "mask": call["mask"],
+        "go_backwards": layer.go_backwards,
+        "zero_output_for_mask": layer.zero_output_for_mask,
+    }
+
+    def run(x, **others):
+        states = [others.pop(f"initial_state {i}") for i in range(len(layer.state_size))]
+        sequence, last = reference.rnn(step, x, states, others, range(length), **settings)
+        return (sequence if layer.return_sequences else sequence[:, -1], *last)
+
+    expected = run(**arrays, **stacks)
+    cotangents = [rng.normal(size=y.shape) for y in expected]
+    outputs, gradients = outputs_and_gradients(layer, arrays["x"], cotangents, states, mask=call["mask"])
+    for received, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(received, wanted, **EXACT)
+
+    def loss(**moved):
+        return sum((c * y).sum() for c, y in zip(cotangents, run(**moved), strict=True))
+
+    slopes = reference.gradients(loss, {**arrays, **stacks})
+    for key in arrays:
+        np.testing.assert_allclose(gradients[key], slopes[key], **EXACT, err_msg=key)
+    # Those of a weight set are the sum over its timesteps; of a frozen one there are none.
+    frozen = layer.frozen_timesteps or []
+    trained = sorted(
+        {s for t, s in enumerate(index) if t not in frozen and not {s} & {index[f] for f in frozen}}
+    )
+    for key in stacks:
+        sums = [
+            sum((slopes[key][t] for t in range(length) if index[t] == s), np.zeros(stacks[key].shape[1:]))
+            for s in trained
+        ]
+        received = gradients[key][: len(trained)]  # a period may have sets that no timestep uses
+        np.testing.assert_allclose(received, np.stack(sums), **EXACT, err_msg=key)
+        np.testing.assert_array_equal(gradients[key][len(trained) :], 0)

@@ -33,7 +33,8 @@ class UntiedRNN(BaseUntiedRNN):
             states after it: `keras.layers.LSTMCell`, `keras.layers.StackedRNNCells` or one of your own. A
             list of cells is stacked. It serves as a template and stays as it is. Its weights that are not
             trainable are constants: a cell that changes them in its call, as `BatchNormalization` does, is
-            an error. So is one that draws random numbers, but for the dropout of Keras's own cells.
+            an error. So is one that draws random numbers, but for the dropout of Keras's own cells. If
+            `dtype` is given, it is also the cell's.
         timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
             the length of the first input (with `period`: for any length). A shorter sequence uses the
             weights of the first timesteps; a longer one is an error.
@@ -81,11 +82,6 @@ class UntiedRNN(BaseUntiedRNN):
             )
         kwargs.setdefault("dtype", cell.dtype_policy)
         super().__init__(timesteps, **kwargs)
-        if cell.dtype_policy.name != self.dtype_policy.name:
-            raise ValueError(
-                "Expected a cell of the layer's own `dtype`. Received: "
-                f"a cell of {cell.dtype_policy.name}, dtype={self.dtype_policy.name}"
-            )
         # In a namespace so that Keras does not take the template's weights for this layer's.
         self._cells = SimpleNamespace(given=cell, template=cell)
         size = cell.state_size
@@ -107,12 +103,14 @@ class UntiedRNN(BaseUntiedRNN):
 
     @classmethod
     def _arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
-        return {**super()._arguments_of(layer), "cell": _clone(layer.cell)}
+        config = {**super()._arguments_of(layer), "cell": _clone(layer.cell)}
+        # The cell's own `dtype` is what a tied layer computes in.
+        return {**config, "dtype": layer.cell.dtype_policy} if isinstance(layer, cls.tied_class) else config
 
     # Weights.
 
     def build_weights(self, input_dim: int) -> None:
-        cells = _Cells(self.cell, (None, input_dim))
+        cells = _Cells(_clone(self.cell, self.dtype_policy), (None, input_dim))
         self._cells.template = cell = cells.build(0)
         # As the layers within the given cell are called: those of a copy may have names with other numbers.
         given = {copy.name: layer.name for copy, layer in zip(_layers(cell), _layers(self.cell))}  # noqa: B905
@@ -247,15 +245,20 @@ class _CellInitializer(SeparateInitializer):
         return ops.convert_to_tensor(self.cells.pop(self.weight_set, self.i), dtype)
 
 
-def _clone(cell: keras.Layer) -> keras.Layer:
-    def unbuilt(config: Any) -> Any:
-        """The configuration without what would build the cells of a stack, or take those of another one."""
-        if isinstance(config, dict):
-            built = ("build_config", "shared_object_id")
-            return {key: unbuilt(value) for key, value in config.items() if key not in built}
-        return [unbuilt(value) for value in config] if isinstance(config, list) else config
+def _clone(cell: keras.Layer, dtype_policy: keras.DTypePolicy | None = None) -> keras.Layer:
+    """A copy that is not built, of another `dtype` if one is given."""
 
-    return type(cell).from_config(unbuilt(cell.get_config()))
+    left_out = ("build_config", "shared_object_id")
+
+    def changed(config: Any) -> Any:
+        """Without what would build the cells of a stack, or would take those of another one."""
+        if isinstance(config, dict):
+            config = {key: changed(value) for key, value in config.items() if key not in left_out}
+            if dtype_policy is not None and "dtype" in config:
+                config["dtype"] = keras.dtype_policies.serialize(dtype_policy)
+        return [changed(value) for value in config] if isinstance(config, list) else config
+
+    return type(cell).from_config(changed(cell.get_config()))
 
 
 def _layers(layer: keras.Layer) -> list[keras.Layer]:

@@ -113,7 +113,9 @@ class DialLayer(UntiedLayer):
             raise ValueError(
                 f"Expected a timestep for each weight set, of {limit} timesteps. Received: {changes}"
             )
-        new._assign({name: np.stack([_mean(a, s) for s in sources]) for name, a in self._arrays().items()})
+        # By position, for the layers within a copy of a cell may have names with other numbers.
+        arrays = zip(new._arrays(), self._arrays().values(), strict=True)
+        new._assign({name: np.stack([_mean(a, s) for s in sources]) for name, a in arrays})
         return new, sources
 
     @classmethod

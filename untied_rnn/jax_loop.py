@@ -23,7 +23,7 @@ def lax_scan(
 ) -> tuple[Tensors, Tensors]:
     """See `untied_rnn.scan.scan`; no entry of `xs` is `None`, and `sum_shapes` are those of the `sums`."""
     loop: dict[str, Any] = {"reverse": reverse, "unroll": steps_per_iteration}
-    if index is None:
+    if index is None or not weights:
         return jax.lax.scan(lambda carry, x: step(carry, *x), carry, (xs, weights), **loop)
     if sums:
         return _summed(step, carry, xs, weights, index, sum_shapes, loop)

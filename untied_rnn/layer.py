@@ -243,7 +243,7 @@ class UntiedLayer(keras.Layer):
     def save_own_variables(self, store: Any) -> None:
         arrays: dict[str, Any] = {}
         if self._trained < len(self._order):
-            arrays = {str(i): array for i, array in enumerate(self._arrays().values())}
+            arrays = self._file_arrays()
         else:
             super().save_own_variables(arrays)
         for key, value in arrays.items():
@@ -255,10 +255,19 @@ class UntiedLayer(keras.Layer):
         if self._trained == len(self._order):
             super().load_own_variables(arrays)
             return
-        expected = {str(i): array.shape for i, array in enumerate(self._arrays().values())}
+        expected = {key: array.shape for key, array in self._file_arrays().items()}
         received = {key: tuple(array.shape) for key, array in arrays.items()}
         if received != expected:
             raise ValueError(
                 f"Layer '{self.name}' expected weights of shapes {expected}. Received: shapes {received}"
             )
-        self._assign({name: arrays[str(i)] for i, name in enumerate(self._stacked.parts)})
+        self._assign({name: arrays[str(i)] for i, name in enumerate(self._file_order())})
+
+    def _file_order(self) -> list[str]:
+        """The names of the weights as Keras orders them in files: constants of a cell come last."""
+        trained = {id(variable) for variable in self._trainable_variables}
+        return sorted(self._stacked.parts, key=lambda name: id(self._stacked.parts[name][0]) not in trained)
+
+    def _file_arrays(self) -> dict[str, np.ndarray]:
+        arrays = self._arrays()
+        return {str(i): arrays[name] for i, name in enumerate(self._file_order())}
