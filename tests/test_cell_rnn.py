@@ -117,14 +117,16 @@ CASES = [
     {"unroll": unroll, "dial": dial, "masked": masked}
     for unroll, dial, masked in [
         (False, "untied", False),
+        (False, "tied", True),
+        (2, "index", True),
         (True, "untied", True),
         (3, "untied", True),
-        (False, "tied", True),
         (False, "period", False),
         (True, "period", False),
-        (2, "index", True),
     ]
 ]
+if BACKEND == "jax":  # where each takes seconds to compile
+    CASES = CASES[:3]
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_name)
@@ -294,8 +296,8 @@ def test_dropout_is_that_of_keras(name, rates, rng):
     outputs, gradients = outputs_and_gradients(layer, x, [cotangent], training=True)
     np.testing.assert_allclose(outputs[0], expected[0], **EXACT)
     np.testing.assert_allclose(gradients["x"], slopes["x"], **EXACT)
-    again, inference = to_numpy(layer(x, training=True))[0], to_numpy(layer(x))[0]
-    assert not np.allclose(again, outputs[0])
+    first, second, inference = (to_numpy(layer(x, training=training))[0] for training in (True, True, False))
+    assert not np.allclose(first, second)
     assert not np.allclose(inference, outputs[0])
     np.testing.assert_allclose(inference, to_numpy(UntiedRNN.from_tied(tied, T)(x))[0], **EXACT)
 
@@ -417,8 +419,12 @@ def test_states_are_nested_as_those_of_keras(rng):
 
 def test_dtype_of_the_layer_is_the_cells(rng):
     x = rng.normal(size=(B, T, I))
-    layer = UntiedRNN([keras.layers.LSTMCell(2), keras.layers.GRUCell(U)], dtype="float16")
-    assert {keras.backend.standardize_dtype(v.dtype) for v in [layer(x), *layer.weights]} == {"float16"}
+    # No orthogonal matrices, which TensorFlow does not draw in half precision.
+    cells = [
+        cls(U, recurrent_initializer="he_normal") for cls in (keras.layers.LSTMCell, keras.layers.GRUCell)
+    ]
+    layer = UntiedRNN(cells, dtype="bfloat16")
+    assert {keras.backend.standardize_dtype(v.dtype) for v in [layer(x), *layer.weights]} == {"bfloat16"}
     tied = keras.layers.RNN(keras.layers.GRUCell(U, dtype="mixed_bfloat16"))
     tied.build((B, T, I))
     assert UntiedRNN.from_tied(tied, T).compute_dtype == "bfloat16"
