@@ -194,7 +194,7 @@ class UntiedRNN(BaseUntiedRNN):
         with keras.StatelessScope(state_mapping=list(values), collect_losses=True) as scope:
             given = [scope.get_current_value(variable) for variable in cell.variables]
             # Called, and not its `call`: that would not compute in the cell's precision.
-            output, after = cell(inputs, keras.tree.pack_sequence_as(self.state_size, states), **kwargs)
+            output, after = cell(inputs, self.nested(states), **kwargs)
         for variable, value in zip(cell.variables, given, strict=True):
             if scope.get_current_value(variable) is not value:
                 raise NotImplementedError(

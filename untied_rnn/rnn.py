@@ -160,6 +160,15 @@ class BaseUntiedRNN(DialLayer):
 
     # States.
 
+    def nested(self, states: list[Tensor]) -> list[Any]:
+        """A flat list of states, nested as `state_size` is."""
+
+        def plain(sizes: Any) -> Any:
+            """Without the lists that Keras makes of lists, which JAX does not look into."""
+            return [plain(size) for size in sizes] if isinstance(sizes, (list, tuple)) else sizes
+
+        return keras.tree.pack_sequence_as(plain(self.state_size), states)
+
     @property
     def _state_sizes(self) -> list[int]:
         return keras.tree.flatten(self.state_size)
@@ -248,7 +257,7 @@ class BaseUntiedRNN(DialLayer):
                 variable.assign(ops.cast(state, variable.dtype))
         if not self.return_state:
             return outputs
-        return outputs, *keras.tree.pack_sequence_as(self.state_size, states)
+        return outputs, *self.nested(states)
 
     @staticmethod
     def _time_major(mask: Tensor | None, sequences: Tensor) -> Tensor | None:
