@@ -189,6 +189,30 @@ def test_initial_state_is_the_cells_own(rng):
     assert not np.allclose(to_numpy(layer(x, initial_state=np.zeros((B, U), "float32")))[0], to_numpy(own)[0])
 
 
+def test_a_stateful_layer_starts_with_the_cells_own_state(rng):
+    x = rng.normal(size=(B, T, I)).astype("float32")
+    tied = keras.layers.RNN(NestedCell(), stateful=True)
+    tied.build((B, T, I))
+    layer = UntiedRNN.from_tied(tied, T)
+    new = UntiedRNN(NestedCell(), T, stateful=True)
+    new.build((B, T, I))
+    new.set_weights(layer.get_weights())
+    for _ in range(2):
+        expected = to_numpy(tied(x))[0]
+        np.testing.assert_allclose(to_numpy(layer(x))[0], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(to_numpy(new(x))[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU])
+def test_from_tied_takes_layers_with_a_cell_of_their_own(cls, rng):
+    tied = cls(U, return_sequences=True, dropout=0.3, dtype=DTYPE)
+    tied.build((B, T, I))
+    randomised(tied, rng)
+    x = rng.normal(size=(B, T, I))
+    layer = UntiedRNN.from_tied(tied, T)
+    np.testing.assert_allclose(to_numpy(layer(x))[0], to_numpy(tied(x))[0], **EXACT)
+
+
 # Weights.
 
 
@@ -343,6 +367,8 @@ class WithLayer(keras.Layer):
 )
 @pytest.mark.parametrize("unroll", [True, False])
 def test_cells_with_effects_are_refused_where_these_would_be_lost(kind, message, unroll, rng):
+    if kind == "dropout" and BACKEND == "torch":
+        pytest.skip("random numbers leave no trace there")
     layer = UntiedRNN(WithLayer(kind), T, unroll=unroll)
     x = rng.normal(size=(B, T, I)).astype("float32")
     with pytest.raises(NotImplementedError, match=message):

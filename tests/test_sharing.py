@@ -272,6 +272,16 @@ def test_untied_weights_are_averaged_over_the_timesteps_that_are_to_share(name, 
         np.testing.assert_array_equal(layer.get_weights()[i], weight)  # which is not changed itself
 
 
+def test_averages_of_fewer_timesteps_and_of_frozen_ones(rng):
+    layer = built("gru", rng, frozen_timesteps=[0, 3])
+    weights = [layer.weights_at(t)["kernel"] for t in range(T)]
+    tied, short = layer.averaged(), layer.averaged(timesteps=3)
+    assert (tied.frozen_timesteps, short.block_size) == (None, 3)
+    np.testing.assert_allclose(tied.weights_at(0)["kernel"], np.mean(weights, axis=0), rtol=1e-5, atol=1e-6)
+    mean = np.mean(weights[:3], axis=0)
+    np.testing.assert_allclose(short.weights_at(0)["kernel"], mean, rtol=1e-5, atol=1e-6)
+
+
 @family
 def test_a_period_is_untied_for_as_many_timesteps_as_asked_for(name, rng):
     layer = built(name, rng, period=3, timesteps=None)

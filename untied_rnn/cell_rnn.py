@@ -33,8 +33,10 @@ class UntiedRNN(BaseUntiedRNN):
             states after it: `keras.layers.LSTMCell`, `keras.layers.StackedRNNCells` or one of your own. A
             list of cells is stacked. It serves as a template and stays as it is. Its weights that are not
             trainable are constants: a cell that changes them in its call, as `BatchNormalization` does, is
-            an error. So is one that draws random numbers, but for the dropout of Keras's own cells. If
-            `dtype` is given, it is also the cell's.
+            an error. So is one that draws random numbers, but for the dropout of Keras's own cells (on
+            torch, where random numbers leave no trace, it goes unnoticed). An initializer with an integer
+            seed gives each timestep its own values if the cell has it as an attribute. If `dtype` is
+            given, it is also the cell's.
         timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
             the length of the first input (with `period`: for any length). A shorter sequence uses the
             weights of the first timesteps; a longer one is an error.
@@ -104,16 +106,22 @@ class UntiedRNN(BaseUntiedRNN):
     @classmethod
     def _arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
         config = {**super()._arguments_of(layer), "cell": _clone(layer.cell)}
-        # The cell's own `dtype` is what a tied layer computes in.
-        return {**config, "dtype": layer.cell.dtype_policy} if isinstance(layer, cls.tied_class) else config
+        if not isinstance(layer, cls.tied_class):
+            return config
+        # A `keras.layers.LSTM` is an `RNN` as well, whose cell has its other arguments. The cell's own
+        # `dtype` is what it computes in.
+        known = {*inspect.signature(cls).parameters, "activity_regularizer", "trainable"}
+        return {k: v for k, v in config.items() if k in known} | {"dtype": layer.cell.dtype_policy}
 
     # Weights.
 
     def build_weights(self, input_dim: int) -> None:
         cells = _Cells(_clone(self.cell, self.dtype_policy), (None, input_dim))
         self._cells.template = cell = cells.build(0)
-        # As the layers within the given cell are called: those of a copy may have names with other numbers.
-        given = {copy.name: layer.name for copy, layer in zip(_layers(cell), _layers(self.cell))}  # noqa: B905
+        # As the layers within the given cell are called, if all of them are there before it is built: those
+        # of a copy may have names with other numbers.
+        copies, layers = _layers(cell), _layers(self.cell)
+        given = {c.name: layer.name for c, layer in zip(copies, layers)} if len(copies) == len(layers) else {}  # noqa: B905
         for i, weight in enumerate(cell.weights):
             path = weight.path.split("/")
             name = "_".join(given.get(part, part) for part in path[path.index(cell.name) + 1 :])

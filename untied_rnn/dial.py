@@ -77,11 +77,13 @@ class DialLayer(UntiedLayer):
         """A layer with fewer weight sets, each the mean over its timesteps of the weights they used.
 
         Args:
-            **dial: As in `refine`. One set for all timesteps if nothing is given.
+            **dial: As in `refine`. One set for all timesteps if none of the three is given. Nothing is
+                frozen, unless `frozen_timesteps` says so.
         """
-        if not dial:
-            dial = {"period": 1} if self.timesteps is None else {"block_size": self.timesteps}
-        return self._changed(dial)[0]
+        if not any(name in dial for name in DIAL):
+            timesteps = dial.get("timesteps", self.timesteps)
+            dial |= {"period": 1} if timesteps is None else {"block_size": timesteps}
+        return self._changed({"frozen_timesteps": None, **dial})[0]
 
     def freeze(self, timesteps: Sequence[int]) -> Self:
         """A layer that computes the same and does not train the weights of these timesteps.

@@ -186,10 +186,8 @@ class BaseUntiedRNN(DialLayer):
 
     def _create_states(self, batch_size: int) -> None:
         self._carried.states = [
-            keras.Variable(
-                ops.zeros((batch_size, size)), trainable=False, dtype=self.variable_dtype, name="rnn_state"
-            )
-            for size in self._state_sizes
+            keras.Variable(state, trainable=False, dtype=self.variable_dtype, name="rnn_state")
+            for state in self.get_initial_state(batch_size)
         ]
 
     def get_initial_state(self, batch_size: Any) -> list[Tensor]:
