@@ -195,9 +195,11 @@ class BaseUntiedRNN(DialLayer):
         return [ops.zeros((batch_size, size), dtype=self.compute_dtype) for size in self._state_sizes]
 
     def reset_state(self) -> None:
-        """Sets the states of a `stateful` layer back to zero."""
-        for state in self.states or []:
-            state.assign(ops.zeros(state.shape, state.dtype))
+        """Sets the states of a `stateful` layer back to those that it starts with."""
+        if self.states:
+            first = self.get_initial_state(self.states[0].shape[0])
+            for state, value in zip(self.states, first, strict=True):
+                state.assign(ops.cast(value, state.dtype))
 
     def reset_states(self) -> None:
         """Alias of `reset_state`, as in Keras."""
