@@ -121,7 +121,8 @@ class UntiedRNN(BaseUntiedRNN):
         # As the layers within the given cell are called, if all of them are there before it is built: those
         # of a copy may have names with other numbers.
         copies, layers = _layers(cell), _layers(self.cell)
-        given = {c.name: layer.name for c, layer in zip(copies, layers)} if len(copies) == len(layers) else {}  # noqa: B905
+        pairs = zip(copies, layers, strict=True) if len(copies) == len(layers) else ()
+        given = {copy.name: layer.name for copy, layer in pairs}
         for i, weight in enumerate(cell.weights):
             path = weight.path.split("/")
             name = "_".join(given.get(part, part) for part in path[path.index(cell.name) + 1 :])
