@@ -168,7 +168,7 @@ class UntiedLayer(keras.Layer):
     def _assign(self, arrays: dict[str, np.ndarray]) -> None:
         """Sets all weights to stacks by name, as `arrays` returns them."""
         for name, array in arrays.items():
-            parts = np.split(array[self._order], [self._trained])
+            parts = np.split(np.asarray(array)[self._order], [self._trained])  # a file has arrays of another kind
             for variable, part in zip(self._stacked.parts[name], parts):  # noqa: B905 (the second may be empty)
                 variable.assign(part)
 
