@@ -10,7 +10,7 @@ from keras import ops
 
 from untied_rnn import arguments, checksum, documentation
 from untied_rnn.sharing import Sharing, blocks, listed, periodic, untied
-from untied_rnn.timestep_weights import add_timestep_weight, timestep_penalty
+from untied_rnn.timestep_weights import StackRegularizer, add_timestep_weight, timestep_penalty
 
 Tensor = Any
 Shape = tuple[int | None, ...]
@@ -119,7 +119,7 @@ class UntiedLayer(keras.Layer):
             shape,
             initializer,
             # All sets count, though some are frozen: their neighbours in time are to be like them.
-            penalty and (lambda trained: penalty(self._in_order([trained, *rest]))),
+            penalty and StackRegularizer(penalty, lambda trained: self._in_order([trained, *rest])),
             constraint,
             trainable,
         )
@@ -168,7 +168,8 @@ class UntiedLayer(keras.Layer):
     def _assign(self, arrays: dict[str, np.ndarray]) -> None:
         """Sets all weights to stacks by name, as `arrays` returns them."""
         for name, array in arrays.items():
-            parts = np.split(np.asarray(array)[self._order], [self._trained])  # a file has arrays of another kind
+            # `asarray` because Keras 3.10 hands on the datasets of a file, which take no such index.
+            parts = np.split(np.asarray(array)[self._order], [self._trained])
             for variable, part in zip(self._stacked.parts[name], parts):  # noqa: B905 (the second may be empty)
                 variable.assign(part)
 

@@ -80,6 +80,21 @@ class TimestepRegularizer(keras.regularizers.Regularizer):
         return ops.sum(ops.vectorized_map(self.regularizer, ops.convert_to_tensor(stack)))
 
 
+class StackRegularizer(keras.regularizers.Regularizer):
+    """The penalty of a whole stack, of which a variable may hold a part.
+
+    Args:
+        penalty: Function of the stack.
+        whole: The stack, as a function of the variable.
+    """
+
+    def __init__(self, penalty: Callable[[Tensor], Tensor], whole: Callable[[Tensor], Tensor]):
+        self.penalty, self.whole = penalty, whole
+
+    def __call__(self, variable: Tensor) -> Tensor:
+        return self.penalty(self.whole(variable))
+
+
 class TimestepConstraint(keras.constraints.Constraint):
     """Projects each timestep's weight by itself.
 
