@@ -1,5 +1,7 @@
 """`UntiedRNN` against a Python loop over separately built cells."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -414,7 +416,7 @@ def test_files_states_and_wrappers(name, rng, tmp_path):
     }[name]
     if name not in ("stacked", "lista", "nested"):
         cell = CELLS[name]()
-        make = lambda: type(cell).from_config({**cell.get_config(), "dtype": "float32"})  # noqa: E731
+        make = functools.partial(type(cell).from_config, {**cell.get_config(), "dtype": "float32"})
     inputs = keras.Input((T, I), batch_size=B)
     both = keras.layers.Bidirectional(UntiedRNN(make(), **options))(inputs)
     output, *states = UntiedRNN(make(), stateful=True, return_state=True, period=3)(both)
