@@ -20,6 +20,17 @@ def x(rng):
     return rng.normal(size=(B, T, I)).astype("float32")
 
 
+@pytest.fixture
+def machine_with(monkeypatch):
+    """Makes the machine one with so many GPUs, as far as Keras says."""
+
+    def pretend(gpus):
+        devices = ["cpu:0", *(f"gpu:{i}" for i in range(gpus))]
+        monkeypatch.setattr(keras.distribution, "list_devices", lambda: devices)
+
+    return pretend
+
+
 def close(received, expected):
     np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
 
@@ -47,21 +58,24 @@ def test_one_layer_processes_sequences_of_many_lengths(x, unroll):
         np.testing.assert_allclose(received, whole[:, :length], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("timesteps", "form"), [(1, True), (32, True), (33, False), (None, False)])
-def test_few_timesteps_are_written_out(timesteps, form):
-    assert fastest_form(timesteps) is form
+@pytest.mark.parametrize(("timesteps", "form"), [(1, True), (32, True), (33, "loop"), (None, "loop")])
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_few_timesteps_are_written_out_and_others_are_a_loop(timesteps, form, gpus, machine_with):
+    machine_with(gpus)
+    loop = 4 if gpus and BACKEND != "torch" else False
+    assert fastest_form(timesteps, few=32) is (loop if form == "loop" else form)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
 @pytest.mark.parametrize(
     ("jit_compile", "gpus", "xla"),
-    [(False, [], False), (True, [], True), ("auto", [], False), ("auto", ["GPU:0"], True)],
+    [(False, 1, False), (True, 0, True), ("auto", 0, False), ("auto", 1, True)],
 )
-def test_jit_compile_decides_whether_xla_runs(x, jit_compile, gpus, xla, monkeypatch):
+def test_jit_compile_decides_whether_xla_runs(x, jit_compile, gpus, xla, machine_with):
     """Seen in the graph itself: a function that XLA must compile, or none."""
     import tensorflow as tf
 
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: {"GPU": gpus}[kind])
+    machine_with(gpus)
     layer = UntiedSimpleRNN(U, jit_compile=jit_compile)
     layer(x)
     graph = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec((B, T, I))).graph

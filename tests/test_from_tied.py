@@ -26,7 +26,9 @@ TIED_OPTIONS = [
 @pytest.mark.parametrize("options", TIED_OPTIONS, ids=case_name)
 @pytest.mark.parametrize("cls", LAYERS)
 def test_from_tied_equals_the_tied_layer(cls, options, masked, rng):
-    tied = cls.tied_class(U, dtype=DTYPE, **options)
+    # On a GPU, cuDNN on JAX gives back what `go_backwards` processed in another order than Keras says.
+    cudnn = {} if cls is UntiedSimpleRNN else {"use_cudnn": False}
+    tied = cls.tied_class(U, dtype=DTYPE, **cudnn, **options)
     tied.build((B, T, I))
     randomised(tied, rng)
     untied = cls.from_tied(tied, T)

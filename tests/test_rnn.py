@@ -7,7 +7,7 @@ from autodiff import to_numpy
 from conftest import BACKEND
 
 from untied_rnn import UntiedSimpleRNN
-from untied_rnn.rnn import BaseUntiedRNN
+from untied_rnn.rnn import BaseUntiedRNN, Run
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
 
@@ -336,10 +336,10 @@ class Sums(BaseUntiedRNN):
     def build_weights(self, input_dim):
         self.weight = self.add_timestep_weight("weight", (input_dim,), keras.initializers.RandomNormal())
 
-    def recurrence(self, inputs, states, mask, weights, noise, unroll):
-        assert noise == {}
-        sums = states[0] + keras.ops.cumsum(inputs * weights["weight"][:, None], axis=0)
-        means = states[1] + keras.ops.mean(sums, axis=-1, keepdims=True)
+    def recurrence(self, run):
+        assert run.noise == {}
+        sums = run.states[0] + keras.ops.cumsum(run.inputs * run.weights["weight"][:, None], axis=0)
+        means = run.states[1] + keras.ops.mean(sums, axis=-1, keepdims=True)
         return means, [sums[-1], means[-1]]
 
 
@@ -374,4 +374,4 @@ def test_base_layer_says_what_a_subclass_must_define(x):
     with pytest.raises(NotImplementedError, match="build_weights"):
         layer.build(x.shape)
     with pytest.raises(NotImplementedError, match="recurrence"):
-        layer.recurrence(x, [], None, {}, {}, False)
+        layer.recurrence(Run(x, [], None, {}, {}, False))

@@ -10,7 +10,7 @@ from untied_rnn import arguments
 from untied_rnn.arguments import KerasObject
 from untied_rnn.layer import Tensor
 from untied_rnn.recurrence import Gates, affine_recurrence
-from untied_rnn.rnn import BaseUntiedRNN
+from untied_rnn.rnn import BaseUntiedRNN, Run
 
 
 class AffineRNN(BaseUntiedRNN):
@@ -107,26 +107,18 @@ class AffineRNN(BaseUntiedRNN):
             noise["state_dropout"] = keep(states[0], self.recurrent_dropout)
         return noise
 
-    def recurrence(
-        self,
-        inputs: Tensor,
-        states: list[Tensor],
-        mask: Tensor | None,
-        weights: dict[str, Tensor],
-        noise: dict[str, Tensor],
-        unroll: bool | int,
-    ) -> tuple[Tensor, list[Tensor]]:
+    def recurrence(self, run: Run) -> tuple[Tensor, list[Tensor]]:
         return affine_recurrence(
             self.gates,
-            inputs,
-            states,
-            weights,
+            run.inputs,
+            run.states,
+            run.weights,
             index=self.index,
-            mask=mask,
+            mask=run.mask,
             # Masked outputs repeat earlier ones, so that all are needed to know the last.
-            return_sequences=self.return_sequences or mask is not None,
-            unroll=unroll,
-            **noise,
+            return_sequences=self.return_sequences or run.mask is not None,
+            unroll=run.unroll,
+            **run.noise,
         )
 
     @classmethod

@@ -9,7 +9,7 @@ from keras import ops
 
 from untied_rnn.layer import Shape, Tensor
 from untied_rnn.recurrence import along_time
-from untied_rnn.rnn import BaseUntiedRNN
+from untied_rnn.rnn import BaseUntiedRNN, Run
 from untied_rnn.scan import Tensors, scan
 from untied_rnn.timestep_weights import SeparateInitializer, initializer_at
 
@@ -163,16 +163,8 @@ class UntiedRNN(BaseUntiedRNN):
             inputs = ops.zeros((ops.shape(inputs)[0], _output_size(part)), inputs.dtype)
         return {"masks": masks}
 
-    def recurrence(
-        self,
-        inputs: Tensor,
-        states: list[Tensor],
-        mask: Tensor | None,
-        weights: dict[str, Tensor],
-        noise: dict[str, Any],
-        unroll: bool | int,
-    ) -> tuple[Tensor, list[Tensor]]:
-        training, drops = "masks" in noise, noise.get("masks", [])
+    def recurrence(self, run: Run) -> tuple[Tensor, list[Tensor]]:
+        training, drops = "masks" in run.noise, run.noise.get("masks", [])
 
         def step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
             keep, x_t, *flat = x
@@ -181,10 +173,15 @@ class UntiedRNN(BaseUntiedRNN):
                 after = [ops.where(keep, new, old) for new, old in zip(after, before, strict=True)]
             return after, [output]
 
-        xs = [mask, inputs, *(along_time(drop, inputs) for drop in keras.tree.flatten(drops))]
-        y_shapes: list[Shape] = [(states[0].shape[0], self.output_size)]
+        masks = (along_time(drop, run.inputs) for drop in keras.tree.flatten(drops))
         last, (outputs,) = scan(
-            step, states, xs, list(weights.values()), self.index, unroll=unroll, y_shapes=y_shapes
+            step,
+            run.states,
+            [run.mask, run.inputs, *masks],
+            list(run.weights.values()),
+            self.index,
+            unroll=run.unroll,
+            y_shapes=[(run.states[0].shape[0], self.output_size)],
         )
         return outputs, last
 

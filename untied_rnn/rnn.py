@@ -1,17 +1,37 @@
 """The base layer: Keras's contract for recurrent layers, written once for the whole family."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 from keras import ops
 
 from untied_rnn import arguments
-from untied_rnn.compilation import compiled
+from untied_rnn.compilation import compiled, fastest_form
 from untied_rnn.dial import DialLayer
 from untied_rnn.layer import Shape, Tensor
 from untied_rnn.recurrence import hold
 from untied_rnn.scan import Index
+
+
+class Run(NamedTuple):
+    """What a recurrence runs on.
+
+    Attributes:
+        inputs: `(timesteps, batch, input_dim)`, in the order of processing.
+        states: Initial states, `(batch, size)`, in a flat list.
+        mask: Boolean, `(timesteps, batch, 1)`, or `None`. A masked step keeps the states.
+        weights: Stacked weights by name, `(sets, ...)`; the layer's `sharing` says which set a timestep uses.
+        noise: What the layer's `noise` returned.
+        unroll: See `untied_rnn.scan.scan`.
+    """
+
+    inputs: Tensor
+    states: list[Tensor]
+    mask: Tensor | None
+    weights: dict[str, Tensor]
+    noise: dict[str, Any]
+    unroll: bool | int
 
 
 class BaseUntiedRNN(DialLayer):
@@ -22,7 +42,7 @@ class BaseUntiedRNN(DialLayer):
     and supplies
 
     - `build_weights(input_dim)`, which calls `self.add_timestep_weight` for each of its weights, and
-    - `recurrence(inputs, states, mask, weights, noise, unroll)`, a pure function of time-major tensors.
+    - `recurrence(run)`, a pure function of time-major tensors.
 
     Args:
         return_sequences: Whether to return the outputs of all timesteps or the last one.
@@ -33,7 +53,7 @@ class BaseUntiedRNN(DialLayer):
             next batch, which starts again at the first weights. Needs a defined batch size.
         unroll: `True` writes all timesteps out, which for few is faster; compilation grows with `T`.
             `False` loops over them. An integer is the number of timesteps that one iteration of
-            the loop runs. `"auto"` writes few timesteps out where that is faster.
+            the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine.
         zero_output_for_mask: Whether the output is zero at masked timesteps, instead of the last
             unmasked output.
         jit_compile: On TensorFlow, whether XLA compiles the layer also outside of `fit` (plain
@@ -58,6 +78,7 @@ class BaseUntiedRNN(DialLayer):
         `keras.layers.Embedding(mask_zero=True)`, and are handed on with `return_sequences`.
     """
 
+    few_timesteps: ClassVar[int] = 0  # up to how many `unroll="auto"` writes out
     state_size: list[Any]
     output_size: int
 
@@ -86,24 +107,8 @@ class BaseUntiedRNN(DialLayer):
 
     # What a subclass supplies.
 
-    def recurrence(
-        self,
-        inputs: Tensor,
-        states: list[Tensor],
-        mask: Tensor | None,
-        weights: dict[str, Tensor],
-        noise: dict[str, Any],
-        unroll: bool | int,
-    ) -> tuple[Tensor, list[Tensor]]:
+    def recurrence(self, run: Run) -> tuple[Tensor, list[Tensor]]:
         """Runs all timesteps.
-
-        Args:
-            inputs: `(timesteps, batch, input_dim)`, in the order of processing.
-            states: Initial states, `(batch, size)`, in a flat list.
-            mask: Boolean, `(timesteps, batch, 1)`, or `None`. A masked step keeps the states.
-            weights: Stacked weights by name, `(sets, ...)`; `self.sharing` says which set a timestep uses.
-            noise: What `self.noise` returned.
-            unroll: See `untied_rnn.scan.scan`.
 
         Returns:
             Outputs `(timesteps, batch, output_size)`, or the last of them as
@@ -119,11 +124,6 @@ class BaseUntiedRNN(DialLayer):
     def index(self) -> Index | None:
         """Which weight set a timestep uses, as `untied_rnn.scan.scan` takes it."""
         return None if self.sharing.separate else self.sharing.index
-
-    @staticmethod
-    def fastest_form(length: int | None) -> bool | int:
-        """What `unroll="auto"` stands for: a loop, whose program is as small for any number of timesteps."""
-        return False
 
     # Building.
 
@@ -235,7 +235,7 @@ class BaseUntiedRNN(DialLayer):
         # initial state it comes under this name, or padding would be read as data.
         mask = sequences_mask if mask is None else mask
         states = self._initial_states(sequences, initial_state)
-        unroll = self.fastest_form(length) if self.unroll == "auto" else self.unroll
+        unroll = fastest_form(length, self.few_timesteps) if self.unroll == "auto" else self.unroll
         outputs, states = self._run(
             sequences,
             states,
@@ -289,7 +289,7 @@ class BaseUntiedRNN(DialLayer):
         if go_backwards:
             inputs = ops.flip(inputs, 0)
             mask = None if mask is None else ops.flip(mask, 0)
-        outputs, states = self.recurrence(inputs, states, mask, weights, noise, unroll)
+        outputs, states = self.recurrence(Run(inputs, states, mask, weights, noise, unroll))
         if mask is not None:
             outputs = ops.where(mask, outputs, 0) if zero_output_for_mask else hold(outputs, mask, unroll)
         return (ops.transpose(outputs, (1, 0, 2)) if return_sequences else outputs[-1]), states

@@ -9,9 +9,9 @@ from untied_rnn import arguments
 from untied_rnn.affine import affine
 from untied_rnn.affine_rnn import AffineRNN
 from untied_rnn.arguments import KerasObject
-from untied_rnn.compilation import fastest_form
 from untied_rnn.layer import Tensor
 from untied_rnn.recurrence import Gates
+from untied_rnn.rnn import Run
 from untied_rnn.slopes import is_known, slope
 
 
@@ -98,6 +98,7 @@ class UntiedSimpleRNN(AffineRNN):
     """
 
     tied_class = keras.layers.SimpleRNN
+    few_timesteps = 32
 
     def __init__(
         self,
@@ -123,10 +124,6 @@ class UntiedSimpleRNN(AffineRNN):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **arguments.config(self, UntiedSimpleRNN.__init__)}
 
-    @staticmethod
-    def fastest_form(length: int | None) -> bool | int:
-        return fastest_form(length)
-
     def build_weights(self, input_dim: int) -> None:
         super().build_weights(input_dim)
         if self.output_units:
@@ -134,17 +131,9 @@ class UntiedSimpleRNN(AffineRNN):
             self.output_kernel = self.add_weight_of("output", "output_kernel", shape)
             self.output_bias = self.add_weight_of("bias", "output_bias", shape[1:]) if self.use_bias else None
 
-    def recurrence(
-        self,
-        inputs: Tensor,
-        states: list[Tensor],
-        mask: Tensor | None,
-        weights: dict[str, Tensor],
-        noise: dict[str, Tensor],
-        unroll: bool | int,
-    ) -> tuple[Tensor, list[Tensor]]:
-        sequence, states = super().recurrence(inputs, states, mask, weights, noise, unroll)
+    def recurrence(self, run: Run) -> tuple[Tensor, list[Tensor]]:
+        sequence, states = super().recurrence(run)
         if self.output_units is None:
             return sequence, states
-        kernel, bias = weights["output_kernel"], weights.get("output_bias")
+        kernel, bias = run.weights["output_kernel"], run.weights.get("output_bias")
         return self.output_activation(affine(sequence, kernel, bias, self.sharing)), states

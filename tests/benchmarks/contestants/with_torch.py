@@ -1,6 +1,7 @@
 """torch: this layer on Keras's torch backend, and a parameter per weight and timestep."""
 
 from functools import partial
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,7 +11,15 @@ from problems import EPSILON, RHO, WEIGHTS, Problem
 
 from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
 
+torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 LAYERS = {"simple": UntiedSimpleRNN, "lstm": UntiedLSTM, "gru": UntiedGRU}
+
+
+def _finished(results: Any) -> Any:
+    """`results`, waited for: a GPU works on by itself."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return results
 
 
 class Contestant:
@@ -26,9 +35,12 @@ class Contestant:
 
     def forward(self) -> torch.Tensor:
         with torch.no_grad():
-            return self.state(self.x)
+            return _finished(self.state(self.x))
 
     def gradients(self) -> list:
+        return _finished(self._gradients())
+
+    def _gradients(self) -> list:
         loss = ((self.state(self.x) - self.y) ** 2).sum(1).mean() / 2
         for parameter in self.parameters:
             parameter.grad = None
@@ -36,12 +48,12 @@ class Contestant:
         return [parameter.grad for parameter in self.parameters]
 
     def step(self) -> None:
-        gradients = self.gradients()
+        gradients = self._gradients()
         with torch.no_grad():
-            self.apply(gradients)
+            _finished(self.apply(gradients))
 
     def results(self) -> dict[str, np.ndarray]:
-        state, gradients = self.forward().numpy(), self.stacked(self.gradients())
+        state, gradients = self.forward().cpu().numpy(), self.stacked(self.gradients())
         self.step()
         return {
             "state": state,
@@ -50,7 +62,7 @@ class Contestant:
         }
 
     def stacked(self, tensors: list) -> list[np.ndarray]:
-        return [tensor.detach().numpy().copy() for tensor in tensors]
+        return [tensor.detach().cpu().numpy().copy() for tensor in tensors]
 
 
 class Untied(Contestant):
