@@ -9,111 +9,17 @@ from autodiff import outputs_and_gradients, to_numpy
 from cases import B, I, T, U, case_name, random_mask, randomised
 from check_layer import check_layer
 from conftest import BACKEND, DTYPE, EXACT
+from example_cells import CELLS, LISTACell, ListOfCells, NestedCell, stacked
 from keras import ops
 
 from untied_rnn import UntiedRNN, UntiedSimpleRNN
 
-
-@keras.saving.register_keras_serializable(package="tests")
-class LISTACell(keras.Layer):
-    """`x' = soft(x W + y B, theta)`, with `theta` learned and `B` a constant."""
-
-    def __init__(self, units, **kwargs):
-        super().__init__(**kwargs)
-        self.units = self.state_size = units
-
-    def build(self, input_shape):
-        self.w = self.add_weight(name="w", shape=(self.units, self.units), initializer="orthogonal")
-        self.dictionary = self.add_weight(
-            name="dictionary", shape=(input_shape[-1], self.units), trainable=False
-        )
-        self.theta = self.add_weight(name="theta", shape=(1,), initializer=keras.initializers.Constant(0.2))
-
-    def call(self, inputs, states):
-        z = ops.matmul(states[0], self.w) + ops.matmul(inputs, self.dictionary)
-        x = ops.sign(z) * ops.relu(ops.abs(z) - ops.relu(self.theta))
-        return x, [x]
-
-    def get_config(self):
-        return {**super().get_config(), "units": self.units}
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class NestedCell(keras.Layer):
-    """A layer within, a state that comes in no list and starts at one, an output of another size."""
-
-    state_size, output_size = U, 2
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.dense = keras.layers.Dense(U, activation="tanh", dtype=self.dtype_policy)
-        self.head = keras.layers.Dense(self.output_size, dtype=self.dtype_policy)
-
-    def build(self, input_shape):
-        self.dense.build((None, input_shape[-1] + U))
-        self.head.build((None, U))
-
-    def get_initial_state(self, batch_size=None):
-        return [ops.ones((batch_size, U), self.compute_dtype)]
-
-    def call(self, inputs, states, training=False):
-        state = self.dense(ops.concatenate([inputs, states[0]], axis=-1))
-        return self.head(state), state
-
-
-def stacked(**options):
-    cells = [
-        keras.layers.LSTMCell(2, dtype=DTYPE, **options),
-        keras.layers.GRUCell(U, dtype=DTYPE, **options),
-    ]
-    return keras.layers.StackedRNNCells(cells, dtype=DTYPE)
-
-
-CELLS = {
-    "simple": lambda: keras.layers.SimpleRNNCell(U, dtype=DTYPE),
-    "gru": lambda: keras.layers.GRUCell(U, dtype=DTYPE),
-    "gru, reset before": lambda: keras.layers.GRUCell(U, reset_after=False, dtype=DTYPE),
-    "lstm": lambda: keras.layers.LSTMCell(U, dtype=DTYPE),
-    "stacked": stacked,
-    "lista": lambda: LISTACell(U, dtype=DTYPE),
-    "nested": lambda: NestedCell(dtype=DTYPE),
-}
 DIAL = {
     "untied": ({}, range(T)),
     "tied": ({"block_size": T}, [0] * T),
     "period": ({"period": 3}, [0, 1, 2, 0]),
     "index": ({"weight_index": [1, 0, 1, 2]}, [1, 0, 1, 2]),
 }
-
-
-class ListOfCells(keras.Layer):
-    """What users write: a cell for each weight set in a list, and a loop."""
-
-    def __init__(self, make, stacks, index, **kwargs):
-        super().__init__(**kwargs)
-        self.index, self.supports_masking = list(index), True
-        self.cells = [make() for _ in range(max(self.index) + 1)]
-        for s, cell in enumerate(self.cells):
-            cell.build((B, I))
-            cell.built = True
-            cell.set_weights([stack[s] for stack in stacks])
-        self.built = True
-
-    def call(self, sequences, initial_state=None, mask=None):
-        size = self.cells[0].state_size
-        states, output, outputs = initial_state, 0, []
-        for t, s in enumerate(self.index):
-            nested = keras.tree.pack_sequence_as([size] if isinstance(size, int) else size, states)
-            new, after = self.cells[s](sequences[:, t], nested)
-            after = keras.tree.flatten(after)
-            if mask is not None:
-                keep = ops.convert_to_tensor(mask[:, t, None])
-                new = ops.where(keep, new, output)
-                after = [ops.where(keep, a, b) for a, b in zip(after, states, strict=True)]
-            output, states = new, after
-            outputs.append(output)
-        return (ops.stack(outputs, axis=1), *states)
-
 
 CASES = [
     {"unroll": unroll, "dial": dial, "masked": masked}
@@ -335,71 +241,6 @@ def test_dropout_in_fit(rng):
     model.compile(keras.optimizers.SGD(0.0), "mse")
     history = model.fit(rng.normal(size=(8, T, I)), np.ones((8, U)), epochs=3, shuffle=False, verbose=0)
     assert len(set(history.history["loss"])) == 3
-
-
-# Refused.
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class WithLayer(keras.Layer):
-    """A cell with another layer acting on its state."""
-
-    state_size = U
-
-    def __init__(self, kind="dropout", **kwargs):
-        super().__init__(**kwargs)
-        self.kind = kind
-        self.inner = {
-            "dropout": lambda: keras.layers.Dropout(0.5),
-            "normalization": keras.layers.BatchNormalization,
-            "loss": lambda: keras.layers.ActivityRegularization(0.1),
-        }[kind]()
-
-    def build(self, input_shape):
-        self.inner.build((None, U))
-
-    def call(self, inputs, states, training=False):
-        state = self.inner(states[0], **({} if self.kind == "loss" else {"training": training}))
-        return state, [state]
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [("dropout", "changes '.*seed"), ("normalization", "changes '.*moving_mean"), ("loss", "adds no losses")],
-)
-@pytest.mark.parametrize("unroll", [True, False])
-def test_cells_with_effects_are_refused_where_these_would_be_lost(kind, message, unroll, rng):
-    if kind == "dropout" and BACKEND == "torch":
-        pytest.skip("random numbers leave no trace there")
-    layer = UntiedRNN(WithLayer(kind), T, unroll=unroll)
-    x = rng.normal(size=(B, T, I)).astype("float32")
-    with pytest.raises(NotImplementedError, match=message):
-        layer(x, training=True)
-    if kind != "loss":  # the others do nothing else at inference
-        np.testing.assert_allclose(to_numpy(layer(x))[0], 0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: UntiedRNN("lstm"), TypeError, "`cell` must be a `keras.Layer` with `state_size`.*'lstm'"),
-        (lambda: UntiedRNN(keras.layers.Dense(3)), TypeError, "with `state_size`.*Dense"),
-        (lambda: UntiedRNN(keras.layers.LSTMCell), TypeError, "`cell` must be"),
-        (lambda: UntiedRNN.from_tied(keras.layers.GRU(3), 4), ValueError, "built"),
-        (lambda: UntiedRNN(keras.layers.GRUCell(3))(keras.Input((4, 2)), initial_state=keras.Input((4,))),
-         ValueError, r"\(None, 3\)\].*\(None, 4\)"),
-    ],
-)  # fmt: skip
-def test_wrong_cells(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
-
-
-def test_built_cells_are_refused():
-    for cell in (keras.layers.LSTMCell(3), stacked()):
-        cell.build((None, 2))
-        with pytest.raises(ValueError, match="from_tied"):
-            UntiedRNN(cell)
 
 
 # Files and wrappers.
