@@ -15,6 +15,9 @@ LAYERS = {
     "lstm": UntiedLSTM,
     "gru": UntiedGRU,
 }
+FORMS = [(False, True), (True, True), (False, False)]  # `unroll`, `jit`
+if BACKEND == "jax":  # where each operation is compiled by itself without `jit`
+    FORMS = FORMS[:2]
 
 
 def problem(rng, name, sets=T):
@@ -68,13 +71,11 @@ def penalty_gradient(layer, tensors, jit, **options):
     return [np.asarray(ops.convert_to_numpy(g)) for g in found]
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("return_sequences", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("unroll", "jit"), FORMS)
+@pytest.mark.parametrize(("masked", "return_sequences"), [(False, True), (True, False), (True, True)])
 @pytest.mark.parametrize(("name", "sets"), [("simple", T), ("simple", 2), ("lstm", T), ("gru", 2)])
 def test_second_order_gradient_is_that_of_plain_autodiff(
-    name, sets, jit, unroll, return_sequences, masked, rng
+    name, sets, masked, return_sequences, unroll, jit, rng
 ):
     layer, tensors = problem(rng, name, sets)
     options = {"return_sequences": return_sequences}
@@ -89,7 +90,7 @@ def test_second_order_gradient_is_that_of_plain_autodiff(
 
     received = penalty_gradient(layer, tensors, jit, unroll=unroll, **options)
     plain = LAYERS[name](U, activation=tanh)
-    expected = penalty_gradient(plain, tensors, False, unroll=True, **options)
+    expected = penalty_gradient(plain, tensors, BACKEND == "jax", unroll=True, **options)
     for a, b in zip(received, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=EXACT["rtol"], atol=EXACT["rtol"] * np.abs(b).max())
 

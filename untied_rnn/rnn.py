@@ -1,5 +1,6 @@
 """The base layer: Keras's contract for recurrent layers, written once for the whole family."""
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
@@ -321,9 +322,9 @@ def _first(mask: Any) -> Any:
 
 def _shapes(nested: Any) -> list[Shape]:
     """All shapes in nested lists of shapes, which are tuples or lists themselves."""
-    if all(size is None or isinstance(size, int) for size in nested):
-        return [tuple(nested)]
-    return [shape for part in nested for shape in _shapes(part)]
+    if any(isinstance(part, Iterable) for part in nested):
+        return [shape for part in nested for shape in _shapes(part)]
+    return [tuple(nested)]
 
 
 def _compatible(expected: Shape, received: Shape) -> bool:
