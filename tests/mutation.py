@@ -25,11 +25,21 @@ from cosmic_ray.work_item import MutationSpec
 ROOT = pathlib.Path(__file__).parent.parent
 # The tests of each module, those first that fail soonest.
 TESTS = {
-    "recurrence": ["properties", "recurrence", "simple_rnn"],
+    "recurrence": ["properties", "recurrence", "simple_rnn", "gated"],
     "scan": ["scan", "properties"],
     "tensorflow_loop": ["scan", "recurrence"],
-    "timestep_weights": ["timestep_weights", "simple_rnn"],
-    "rnn": ["rnn", "properties", "compilation", "simple_rnn"],
+    "timestep_weights": ["timestep_weights", "simple_rnn", "cell_rnn"],
+    "rnn": ["rnn", "properties", "compilation", "simple_rnn", "cell_rnn"],
+    "affine": ["dense", "simple_rnn"],
+    "affine_rnn": ["properties", "gated", "from_tied"],
+    "cell_rnn": ["cell_refusals", "cell_rnn"],
+    "dense": ["dense", "sharing"],
+    "dial": ["sharing", "dial", "from_tied", "cell_rnn"],
+    "gru": ["properties", "gated"],
+    "layer": ["sharing", "freezing", "dial", "saving"],
+    "lstm": ["properties", "gated"],
+    "regularizers": ["regularizers"],
+    "sharing": ["sharing", "properties"],
 }
 # These have a few lines that are another backend's.
 BACKENDS = {module: ["tensorflow", "jax", "torch"] for module in ("recurrence", "scan")}
