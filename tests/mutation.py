@@ -43,7 +43,7 @@ TESTS = {
 }
 # These have a few lines that are another backend's.
 BACKENDS = {module: ["tensorflow", "jax", "torch"] for module in ("recurrence", "scan")}
-# Hundreds of chosen cases of what `test_properties.py` draws.
+# A hundred chosen cases of what `test_properties.py` draws.
 SKIPPED = "tests/test_simple_rnn.py::test_equals_the_numpy_loop"
 LIMIT = 1800  # seconds; a mutant that loops for ever has been noticed
 
