@@ -150,6 +150,20 @@ def test_derivatives_are_the_same_whoever_compiles(way, form, name, precision, f
 
 
 @on_tensorflow
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_can_be_built_within_a_function(name):
+    import tensorflow as tf
+
+    outputs = []
+    for compiled in (True, False):
+        keras.utils.set_random_seed(5)
+        layer = LAYERS[name](dtype=DTYPE)
+        call = tf.function(layer.__call__, autograph=False) if compiled else layer
+        outputs.append(call(ops.convert_to_tensor(X)))
+    np.testing.assert_allclose(*outputs, rtol=1e-10)
+
+
+@on_tensorflow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", ["eager", "tf.function", "tf.function under XLA"])

@@ -1,6 +1,8 @@
 """The form that the computation takes, and what compiles it."""
 
+import gc
 import shutil
+import weakref
 
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ from autodiff import outputs_and_gradients
 from conftest import BACKEND
 from keras import ops
 
-from untied_rnn import UntiedSimpleRNN, recurrence
+from untied_rnn import UntiedLSTM, UntiedRNN, UntiedSimpleRNN, recurrence
 from untied_rnn.compilation import fastest_form
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
@@ -123,6 +125,36 @@ def test_many_layers_are_no_frequent_tracing(x, caplog):
     for _ in range(8):
         UntiedSimpleRNN(U)(x)
     assert "retracing" not in caplog.text
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
+@pytest.mark.parametrize(
+    "make",
+    [lambda: UntiedLSTM(U), lambda: UntiedRNN(keras.layers.LSTMCell(U), unroll=True)],
+    ids=["lstm", "cell"],
+)
+def test_a_layer_and_its_graphs_are_freed(x, make):
+    """TensorFlow keeps custom gradients, and all that they refer to, for ever."""
+    import tensorflow as tf
+
+    def train():
+        layer = make()
+        graphs = []
+
+        @tf.function(autograph=False)
+        def step(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(x))
+            graphs.append(weakref.ref(loss.graph))
+            return tape.gradient(loss, [weight.value for weight in layer.trainable_weights])
+
+        step(x)
+        outputs_and_gradients(layer, x, [np.ones((B, U))])
+        return [weakref.ref(layer), *graphs]
+
+    left = train()
+    gc.collect()
+    assert {reference() for reference in left} == {None}
 
 
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])

@@ -113,9 +113,9 @@ def test_loops_over_known_activations_take_the_hand_written_gradient(
     name, activation, unroll, expected, rng, monkeypatch
 ):
     calls = []
-    custom_gradient = ops.custom_gradient
+    custom_gradient = recurrence.custom_gradient
     monkeypatch.setattr(
-        recurrence.ops, "custom_gradient", lambda f: lambda *a: calls.append(f) or custom_gradient(f)(*a)
+        recurrence, "custom_gradient", lambda f: lambda *a: calls.append(f) or custom_gradient(f)(*a)
     )
     recurred(LAYERS[name](U, activation=activation), problem(rng, name)[1], unroll=unroll)
     assert len(calls) == expected

@@ -1,6 +1,7 @@
 """`UntiedRNN`: any Keras cell, with separate weights for every timestep."""
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -234,7 +235,8 @@ class _Cells:
 
     def pop(self, weight_set: int, i: int) -> Tensor:
         if weight_set not in self.weights:
-            self.weights[weight_set] = [ops.convert_to_numpy(w) for w in self.build(weight_set).weights]
+            with _outside_of_functions():
+                self.weights[weight_set] = [ops.convert_to_numpy(w) for w in self.build(weight_set).weights]
         return self.weights[weight_set][i]
 
 
@@ -249,6 +251,15 @@ class _CellInitializer(SeparateInitializer):
 
     def __call__(self, shape: Shape, dtype: str | None = None) -> Tensor:
         return ops.convert_to_tensor(self.cells.pop(self.weight_set, self.i), dtype)
+
+
+def _outside_of_functions() -> AbstractContextManager:
+    """Where weights have values also if the layer is built within a `tf.function`."""
+    if keras.backend.backend() != "tensorflow":
+        return nullcontext()
+    import tensorflow as tf
+
+    return tf.init_scope()
 
 
 def _clone(cell: keras.Layer, dtype_policy: keras.DTypePolicy | None = None) -> keras.Layer:

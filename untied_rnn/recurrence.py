@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
+from untied_rnn.custom_gradient import custom_gradient
 from untied_rnn.scan import Index, scan
 
 Tensor = Any
@@ -133,7 +134,7 @@ def affine_recurrence(
         xs, y_shapes = [*fixed, inputs], [states[0].shape] * ys
         return scan(step, states, xs, stacks, index, unroll=unroll, y_shapes=y_shapes)
 
-    @ops.custom_gradient
+    @custom_gradient
     def with_lean_gradient(*tensors: Tensor) -> tuple[Tensors, Callable]:
         """Keeps what the gradient cannot do without; no product is computed twice."""
         states, inputs, stacks = list(tensors[:number]), tensors[number], list(tensors[number + 1 :])

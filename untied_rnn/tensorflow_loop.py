@@ -13,6 +13,8 @@ from typing import Any
 import tensorflow as tf
 from keras import ops
 
+from untied_rnn.custom_gradient import custom_gradient
+
 Tensors = list[Any]
 Step = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 Index = Callable[[Any], Any]
@@ -48,7 +50,7 @@ def while_scan(
         after, y = step(before, x, w)
         return after, [*before, *y]
 
-    @tf.custom_gradient
+    @custom_gradient
     def record(*arguments: Any) -> tuple[Tensors, Callable]:
         """The loop, returning also the carry that each step began with."""
         tensors = list(arguments)
@@ -63,7 +65,7 @@ def while_scan(
 
         return [*last, *recorded], gradient
 
-    @tf.custom_gradient
+    @custom_gradient
     def run(*arguments: Any) -> tuple[Tensors, Callable]:
         # Copies, for a gradient of a gradient must find these in the graph that the loop stands in.
         tensors = [tf.identity(tensor) for tensor in arguments]
