@@ -35,9 +35,9 @@ def _xla_pays() -> bool:
     """On a GPU always: a loop of small kernels becomes a few. On a CPU not outside of `fit`.
 
     Measured on 2 cores (`python tests/benchmarks/compilation.py`): there XLA takes 0.9 of the time of a
-    plain `tf.function` where the timesteps are a loop, and a little longer where they are written out, but each
-    new shape costs a compilation of 0.1 to 1.5 seconds, and nothing says that a shape will come back. Under
-    `fit` Keras compiles the whole step anyway.
+    plain `tf.function` where the timesteps are a loop, and a little longer where they are written out, but
+    each new shape costs a compilation of 0.1 to 1.5 seconds, and nothing says that a shape will come back.
+    Under `fit` Keras compiles the whole step anyway.
     """
     return _has_gpu()
 
