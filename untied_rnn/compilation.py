@@ -51,7 +51,7 @@ def fastest_form(timesteps: int | None, few: int) -> bool | int:
     of 500 a training step takes 0.8 to 0.95 of the time of the loop's. At 100 timesteps of 512 units it took
     25 seconds to compile.
 
-    On a GPU an iteration runs four timesteps, for each costs a wait for the host. Measured on an H100 with
+    On a GPU an iteration runs four timesteps, for each has a cost of its own. Measured on an H100 with
     JAX, at 28 timesteps of 128 units: 0.72 (LSTM) and 0.66 (GRU) of a training step that runs one; eight gain
     no more.
     """
