@@ -42,6 +42,31 @@ def test_docstring_has_every_section_and_its_example_runs(cls):
     exec(example, {})
 
 
+def test_classes_of_users_are_documented_as_far_as_they_say():
+    class Mine(untied_rnn.UntiedGRU):
+        """A layer.
+
+        Args:
+            extra: What it adds.
+            units: Its size.
+            option: What it takes out of the rest.
+        """
+
+        def __init__(self, units, extra, undocumented, **rest):
+            super().__init__(units, **rest)
+
+    class Mixin:
+        """Something else."""
+
+    class Mixed(Mixin, Mine):
+        """Both."""
+
+    names = re.findall(r"^    (\**\w+): ", inspect.getdoc(Mine).split("Args:\n")[1], flags=re.MULTILINE)
+    assert names[:4] == ["units", "extra", "timesteps", "activation"]
+    assert {"option", "jit_compile"} < set(names)
+    assert inspect.getdoc(Mixed).startswith("Both.")
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_examples_run(page):
     # Those that import nothing are parts of programs.

@@ -20,7 +20,6 @@ class AffineRNN(BaseUntiedRNN):
 
     Args:
         units: Positive integer, the size of the state `h`.
-        timesteps: See the base class.
         use_bias: Whether there are biases.
         kernel_initializer: Initializer of each `W_t`, of shape `(input_dim, parts * units)`. An integer
             seed in it is reproducible and gives other values at each timestep.

@@ -38,9 +38,6 @@ class UntiedRNN(BaseUntiedRNN):
             torch, where random numbers leave no trace, it goes unnoticed). An initializer with an integer
             seed gives each timestep its own values if the cell has it as an attribute. If `dtype` is
             given, it is also the cell's.
-        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input (with `period`: for any length). A shorter sequence uses the
-            weights of the first timesteps; a longer one is an error.
         **kwargs: Arguments of the base classes.
 
     Output shape:

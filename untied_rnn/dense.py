@@ -25,9 +25,6 @@ class UntiedDense(DialLayer):
 
     Args:
         units: Positive integer, the size of each `y_t`.
-        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input (with `period`: for any length). A shorter sequence uses the
-            weights of the first timesteps; a longer one is an error.
         activation: Activation of the output. `None` is linear.
         use_bias: Whether there are biases.
         kernel_initializer: Initializer of each `W_t`, of shape `(input_dim, units)`. An integer

@@ -6,6 +6,7 @@ reference still show all of them, a class gets the arguments and the sections of
 
 import inspect
 import re
+from collections.abc import Iterable
 
 _ORDER = [
     "Args",
@@ -31,17 +32,24 @@ def complete(cls: type, base: type) -> None:
         more = [p.replace(kind=p.KEYWORD_ONLY) for p in inherited]
         cls.__signature__ = inspect.Signature([*own[:-1], *more, own[-1]])  # type: ignore[attr-defined]
     if cls.__doc__ and base.__doc__:  # there are none under `python -OO`
-        cls.__doc__ = _merged(inspect.cleandoc(cls.__doc__), inspect.cleandoc(base.__doc__))
+        order = [*inspect.signature(cls).parameters]
+        cls.__doc__ = _merged(inspect.cleandoc(cls.__doc__), inspect.cleandoc(base.__doc__), order)
 
 
-def _merged(doc: str, base: str) -> str:
+def _merged(doc: str, base: str, order: list[str]) -> str:
     (start, sections), (_, others) = _sections(doc), _sections(base)
     own, inherited = _entries(sections.get("Args", "")), _entries(others.get("Args", ""))
-    own.pop("**kwargs", None)
-    more = [entry for name, entry in inherited.items() if name not in own]
-    sections = {**others, **sections, "Args": "".join([*own.values(), *more])}
-    titles = sorted(sections, key=lambda title: _ORDER.index(title) if title in _ORDER else len(_ORDER))
+    own.pop("kwargs", None)
+    entries = inherited | own
+    arguments = "".join(entries[name] for name in _sorted(entries, order))
+    sections = {**others, **sections, "Args": arguments}
+    titles = _sorted(sections, _ORDER)
     return start.rstrip() + "\n\n" + "\n".join(f"{title}:\n{sections[title].rstrip()}\n" for title in titles)
+
+
+def _sorted(names: Iterable[str], order: list[str]) -> list[str]:
+    """Those that are not in `order` come last."""
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def _sections(doc: str) -> tuple[str, dict[str, str]]:
@@ -53,4 +61,4 @@ def _sections(doc: str) -> tuple[str, dict[str, str]]:
 def _entries(section: str) -> dict[str, str]:
     """The entries of a section of arguments by name."""
     _, *parts = re.split(r"^(?=    \**\w+: )", section.rstrip() + "\n", flags=re.MULTILINE)
-    return {part.split(":")[0].strip(): part for part in parts}
+    return {part.split(":")[0].strip(" *"): part for part in parts}

@@ -72,9 +72,6 @@ class UntiedGRU(AffineRNN):
 
     Args:
         units: Positive integer, the size of the state `h`.
-        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input (with `period`: for any length). A shorter sequence uses the
-            weights of the first timesteps; a longer one is an error.
         activation: Activation of the candidate `g`. `None` is linear.
         recurrent_activation: Activation of the gates `z` and `r`.
         use_bias: Whether there are `b` and `c`.

@@ -78,9 +78,6 @@ class UntiedLSTM(AffineRNN):
 
     Args:
         units: Positive integer, the size of the states `h` and `c`.
-        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input (with `period`: for any length). A shorter sequence uses the
-            weights of the first timesteps; a longer one is an error.
         activation: Activation of `g` and of `c_t`. `None` is linear.
         recurrent_activation: Activation of the gates `i`, `f` and `o`.
         use_bias: Whether there is a `b`.

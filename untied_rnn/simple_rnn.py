@@ -50,9 +50,6 @@ class UntiedSimpleRNN(AffineRNN):
 
     Args:
         units: Positive integer, the size of the state `h`.
-        timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input (with `period`: for any length). A shorter sequence uses the
-            weights of the first timesteps; a longer one is an error.
         activation: Activation of the state. `None` is linear.
         use_bias: Whether there are `b` and, with `output_units`, `c`.
         output_units: Positive integer, the size of the output `y`; `None` outputs the state.
