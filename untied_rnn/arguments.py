@@ -4,6 +4,7 @@ One rule per argument name serves every layer, so that no layer lists its argume
 """
 
 import inspect
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -23,28 +24,22 @@ def _optional_positive_integer(name: str, value: Any) -> int | None:
     return None if value is None else positive_integer(name, value)
 
 
-def _rate(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`{name}` must be a number between 0 and 1. Received: {name}={value!r}")
-    if not 0 <= float(value) <= 1:
-        raise ValueError(f"`{name}` must be a number between 0 and 1. Received: {name}={value!r}")
-    return float(value)
+def _number(kind: str, fits: Callable[[float], bool]) -> Callable[[str, Any], float]:
+    """The check of a number of some kind, which `fits`."""
+
+    def checked(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"`{name}` must be a {kind}. Received: {name}={value!r}")
+        if not fits(float(value)):
+            raise ValueError(f"`{name}` must be a {kind}. Received: {name}={value!r}")
+        return float(value)
+
+    return checked
 
 
-def _positive_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`{name}` must be a positive number. Received: {name}={value!r}")
-    if not 0 < float(value) < float("inf"):
-        raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
-    return float(value)
-
-
-def _non_negative_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`{name}` must be a number that is not negative. Received: {name}={value!r}")
-    if not 0 <= float(value) < float("inf"):
-        raise ValueError(f"`{name}` must be a number that is not negative. Received: {name}={value!r}")
-    return float(value)
+_rate = _number("number between 0 and 1", lambda x: 0 <= x <= 1)
+_positive_number = _number("positive number", lambda x: 0 < x < math.inf)
+_non_negative_number = _number("number that is not negative", lambda x: 0 <= x < math.inf)
 
 
 def _indices(name: str, value: Any) -> list[int] | None:
