@@ -14,6 +14,7 @@ import untied_rnn
 
 ROOT = pathlib.Path(__file__).parent.parent
 PUBLIC = [getattr(untied_rnn, name) for name in untied_rnn.__all__]
+EXTRAS = ["keras_tuner", "matplotlib", "mlxtend", "pandas"]
 LAYERS = [cls for cls in PUBLIC if issubclass(cls, keras.Layer)]
 
 
@@ -67,13 +68,23 @@ def test_classes_of_users_are_documented_as_far_as_they_say():
     assert inspect.getdoc(Mixed).startswith("Both.")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
-def test_examples_run(page):
-    # Those that import nothing are parts of programs.
-    blocks = re.findall(r"```python\n((?:from|import) .*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks:
-        exec(block, {"__name__": page})
+def examples():
+    """Python blocks of the pages; those that import nothing are parts of programs."""
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
+        blocks = re.findall(r"```python\n((?:from|import) .*?)```", path.read_text(), flags=re.DOTALL)
+        page = path.relative_to(ROOT).as_posix()
+        found += [pytest.param(block, id=f"{page}-{i}") for i, block in enumerate(blocks, 1)]
+    return found
+
+
+@pytest.mark.parametrize("block", examples())
+def test_examples_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for extra in EXTRAS:
+        if re.search(rf"^(import|from) {extra}\b", block, flags=re.MULTILINE):
+            pytest.importorskip(extra)
+    exec(block, {"__name__": "example"})
 
 
 def test_import_needs_no_tensorflow_beyond_what_keras_imports():

@@ -1,0 +1,44 @@
+"""The documentation, where `mkdocs build --strict` does not look."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+import untied_rnn
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Elsewhere there is a part of the tree only.
+pytestmark = pytest.mark.skipif(not (ROOT / "mkdocs.yml").exists(), reason="needs a whole checkout")
+
+
+def public_names(module):
+    """What a module defines for users, without importing what it needs."""
+    tree = ast.parse((ROOT / f"untied_rnn/{module}.py").read_text())
+    definitions = (node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)))
+    return [f"untied_rnn.{module}.{node.name}" for node in definitions if not node.name.startswith("_")]
+
+
+def anchors(text):
+    """Those that GitHub gives to the headings of a page."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_code, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_reference_has_every_public_name_once():
+    optional = [module for module in ("plot", "tuning") if (ROOT / f"untied_rnn/{module}.py").exists()]
+    expected = [f"untied_rnn.{name}" for name in untied_rnn.__all__]
+    expected += [name for module in optional for name in public_names(module)]
+    pages = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    assert sorted(re.findall(r"^::: (\S+)$", pages, flags=re.MULTILINE)) == sorted(expected)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_links_outside_of_the_site_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for path, _, anchor in (link.partition("#") for link in re.findall(r"\]\((?!https?:)(\S+?)\)", text)):
+        target = ROOT / (path or page)
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text()), f"{path}#{anchor}"
