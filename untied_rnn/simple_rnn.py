@@ -43,7 +43,7 @@ class UntiedSimpleRNN(AffineRNN):
 
     ```
     h_t = activation(x_t W_t + h_{t-1} U_t + b_t)
-    y_t = output_activation(h_t V_t + c_t)            (with `output_units`)
+    y_t = output_activation(h_t V_t + c_t)            (with output_units)
     ```
 
     It takes the place of `keras.layers.SimpleRNN`: arguments that both have mean the same.

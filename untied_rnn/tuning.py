@@ -31,7 +31,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
     r"""Untied layers with a Dense head, whose hidden size and training keras-tuner searches.
 
     ```
-    h = UntiedSimpleRNN(units, dropout=dropout, ...)(x)     (`num_layers` times)
+    h = UntiedSimpleRNN(units, dropout=dropout, ...)(x)     (num_layers times)
     y = Dense(num_classes or output_dim)(last h)
     ```
 
