@@ -1,0 +1,133 @@
+"""`examples/lista.py`: the algorithm, the network that it is unfolded into, and the script."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+from test_examples import EXAMPLES, finish, run
+
+pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
+pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
+pytestmark = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="the examples are TensorFlow's; once is enough"
+)
+
+
+@pytest.fixture
+def lista(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import lista
+
+    return lista
+
+
+@pytest.mark.parametrize(("momentum", "steps"), [(False, 4000), (True, 600)])
+def test_the_algorithm_solves_the_lasso(lista, momentum, steps):
+    """Where it ends the gradient is `-lam sign(x)` on the support, and nowhere larger than `lam`."""
+    a, x = lista.dictionary(10, 20, seed=0), lista.sparse_codes(5, 20, [0])
+    y = x @ a.T
+    solution = lista.ista(a, y, 0.1, steps, momentum)[:, -1]
+    gradient = (solution @ a.T - y) @ a
+    assert 0 < np.count_nonzero(solution) < solution.size
+    np.testing.assert_allclose(np.where(solution != 0, gradient, 0), -0.1 * np.sign(solution), atol=1e-6)
+    assert np.abs(gradient).max() < 0.1 + 1e-6
+
+
+def test_a_step_is_that_of_the_formula(lista):
+    a, y = lista.dictionary(3, 5, seed=1), np.array([[1.0, -2.0, 0.5]])
+    size = 1 / (1.001 * np.linalg.svd(a)[1][0] ** 2)
+    x, path = np.zeros(5), lista.ista(a, y, 0.3, 3)
+    for t in range(3):
+        z = x + size * a.T @ (y[0] - a @ x)
+        x = np.array([np.sign(v) * max(abs(v) - size * 0.3, 0) for v in z])
+        np.testing.assert_allclose(path[0, t], x, atol=1e-12)
+    assert np.count_nonzero(x) in range(1, 5)
+
+
+def test_the_network_is_the_algorithm_until_it_is_trained(lista):
+    a, x = lista.dictionary(20, 40, seed=0), lista.sparse_codes(6, 40, [2])
+    y = x @ a.T
+    model = lista.unfolded(a, 0.4, steps=7)
+    np.testing.assert_allclose(model.predict(y, verbose=0), lista.ista(a, y, 0.4, 7), atol=1e-5)
+    assert model.count_params() == 20 * 40 + 7 * (40 * 40 + 40)
+
+
+def test_a_negative_threshold_is_none(lista):
+    a = lista.dictionary(4, 4, seed=0)
+    model, y = lista.unfolded(a, 0.4, steps=1), np.ones((1, 4))
+    projection, (kernel, threshold) = (
+        model.layers[1].get_weights()[0],
+        model.get_layer("iteration").get_weights(),
+    )
+    model.get_layer("iteration").set_weights([kernel, -threshold])
+    np.testing.assert_allclose(model.predict(y, verbose=0)[:, 0], y @ projection, atol=1e-6)
+
+
+def test_the_loss_weights_the_logarithms_of_the_errors(lista, rng):
+    codes, path = rng.normal(size=(6, 5)), rng.normal(size=(6, 3, 5))
+    expected = 0
+    for t in range(3):
+        error = ((path[:, t] - codes) ** 2).sum() / (codes**2).sum()
+        expected += 0.8 ** (2 - t) * np.log(error)
+    loss = keras.losses.get(lista.log_error(0.8))(keras.ops.array(codes), keras.ops.array(path))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    last = lista.nmse(codes, path)[-1]
+    assert last == pytest.approx(10 * np.log10(error))
+    assert float(lista.decibels(codes, path)) == pytest.approx(last, rel=1e-5)
+
+
+def test_codes_are_sparse_and_fresh(lista):
+    codes = lista.sparse_codes(1000, 100, [0])
+    assert np.count_nonzero(codes) / codes.size == pytest.approx(0.1, abs=0.005)
+    assert codes[codes != 0].std() == pytest.approx(1, abs=0.03)
+    a = lista.dictionary(10, 20, seed=0)
+    np.testing.assert_allclose(np.linalg.norm(a, axis=0), 1)
+    batches, again = lista.FreshCodes(a, seed=0), lista.FreshCodes(a, seed=0)
+    first, y = batches[3][1], batches[3][0]
+    np.testing.assert_allclose(y, first @ a.T, atol=1e-5)
+    np.testing.assert_array_equal(first, again[3][1])
+    batches.on_epoch_end()
+    for other in (again[4], batches[3], lista.FreshCodes(a, seed=1)[3]):
+        assert not np.array_equal(first, other[1])
+
+
+def test_training_beats_the_algorithm(lista, tmp_path):
+    data = tmp_path / "problem.npz"
+    np.savez(data, A=lista.dictionary(8, 12, 0), x_test=lista.sparse_codes(300, 12, [9]).T)
+    code, stdout, stderr = finish(
+        run("lista.py", "--data", data, "--steps", 4, "--epochs", 1, "--out", tmp_path / "out")
+    )
+    assert code == 0, stderr
+    errors = pd.read_csv(tmp_path / "out/errors.csv")
+    assert list(errors) == ["step", "ISTA", "FISTA", "before training", "LISTA"]
+    assert list(errors.step) == [1, 2, 3, 4]
+    np.testing.assert_allclose(errors["before training"], errors.ISTA, atol=1e-3)
+    assert errors.LISTA.iloc[-1] < errors.FISTA.iloc[-1] - 1
+    assert f"error of LISTA {errors.LISTA.iloc[-1]:.2f} dB" in stdout
+    # Which another program reads back when it knows the cell.
+    with np.load(data) as arrays:
+        a, codes = arrays["A"], arrays["x_test"].T
+    path = keras.saving.load_model(tmp_path / "out/model.keras", compile=False).predict(
+        codes @ a.T, verbose=0
+    )
+    np.testing.assert_allclose(lista.nmse(codes, path), errors.LISTA, atol=1e-3)
+    for picture in ("errors.png", "weights.png"):
+        assert (tmp_path / "out" / picture).stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (None, "is no sparse coding problem"),
+        ({"A": np.zeros((2, 3))}, "is no sparse coding problem"),
+        ({"A": np.zeros((2, 3)), "x_test": np.zeros((4, 5))}, r"received (2, 3) and (4, 5)"),
+    ],
+)
+def test_wrong_data_is_one_line(tmp_path, arrays, message):
+    data = tmp_path / "problem.npz"
+    if arrays is not None:
+        np.savez(data, **arrays)
+    code, _, stderr = finish(run("lista.py", "--data", data, "--out", tmp_path / "out"))
+    assert code == 1
+    assert message in stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
