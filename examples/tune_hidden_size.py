@@ -1,6 +1,7 @@
 """Searches the hidden size of an untied RNN, and how to train it, for MNIST digits read row by row.
 
     python examples/tune_hidden_size.py                                  # 5,000 real digits, no network
+    python examples/tune_hidden_size.py --quick                          # under a minute
     python examples/tune_hidden_size.py --tuner hyperband --data mnist   # all 70,000
     python examples/tune_hidden_size.py --workers 2                      # two trials at a time
 
@@ -257,7 +258,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=pathlib.Path, default=pathlib.Path("out/tune_hidden_size"))
     parser.add_argument("--workers", type=positive, help="run so many trials at a time, each in a process")
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="three trials of 3 epochs")
+    args = parser.parse_args()
+    if args.quick:
+        args.max_trials, args.epochs = 3, 3
+    return args
 
 
 def main() -> None:
