@@ -37,7 +37,7 @@ def complete(cls: type, base: type) -> None:
 
 
 def _merged(doc: str, base: str, order: list[str]) -> str:
-    (start, sections), (_, others) = _sections(doc), _sections(base)
+    (start, sections), (_, others) = split_sections(doc), split_sections(base)
     own, inherited = _entries(sections.get("Args", "")), _entries(others.get("Args", ""))
     own.pop("kwargs", None)
     entries = inherited | own
@@ -52,7 +52,7 @@ def _sorted(names: Iterable[str], order: list[str]) -> list[str]:
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _sections(doc: str) -> tuple[str, dict[str, str]]:
+def split_sections(doc: str) -> tuple[str, dict[str, str]]:
     """What comes before the first section, and the sections by title."""
     start, *parts = re.split(r"^([A-Z][a-z]+(?: [a-z]+)*):\n", doc, flags=re.MULTILINE)
     return start, dict(zip(parts[::2], parts[1::2], strict=True))

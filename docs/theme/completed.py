@@ -50,7 +50,7 @@ def _complete(shown: griffe.Class, cls: type) -> None:
 
 
 def _with_titles(docstring: griffe.Docstring) -> None:
-    start, sections = documentation._sections(docstring.value)
+    start, sections = documentation.split_sections(docstring.value)
     text = [start]
     for title, section in sections.items():
         if title in KNOWN:
