@@ -3,17 +3,22 @@
     python examples/mnist_rows.py                           # 5,000 real digits, no network
     python examples/mnist_rows.py --data mnist              # all 70,000
     python examples/mnist_rows.py --recipe seed --data mnist
+    python examples/mnist_rows.py --recipe best --data mnist    # two wider layers, distorted digits
+    python examples/mnist_rows.py --quick                   # few epochs, also of the others
 
 Writes metrics.csv, learning_curve.png and model.keras to `--out`.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import shutil
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -25,33 +30,36 @@ from matplotlib.figure import Figure
 from untied_rnn import UntiedSimpleRNN
 
 BATCH_SIZE = 128
+SHIFT, STRETCH = 2.0, 0.15  # distortions of `--recipe best`, in pixels and as a share
 
 
-def modern_recipe(units: int, epochs: int, steps_per_epoch: int) -> keras.Model:
+class Recipe(NamedTuple):
+    build: Callable[[int, int, int], keras.Model]  # of units, epochs and steps per epoch
+    units: int
+    epochs: int
+    quick_epochs: int
+    distort: bool = False
+
+
+def modern_recipe(
+    units: int, epochs: int, steps_per_epoch: int, layers: int = 1, rate: float = 2e-3
+) -> keras.Model:
     """Glorot and orthogonal matrices, Adam with a cosine schedule."""
-    rows = keras.Input((28, 28))
-    logits = keras.layers.Dense(10)(UntiedSimpleRNN(units)(rows))
-    model = keras.Model(rows, logits)
-    schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps_per_epoch)
+    rows = states = keras.Input((28, 28))
+    for i in range(layers):  # all but the last hand on the states of all timesteps
+        states = UntiedSimpleRNN(units, return_sequences=i < layers - 1)(states)
+    model = keras.Model(rows, keras.layers.Dense(10)(states))
+    schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * steps_per_epoch)
     return compiled(model, keras.optimizers.Adam(schedule, clipnorm=1.0), steps_per_epoch)
 
 
 def seed_recipe(units: int, epochs: int, steps_per_epoch: int) -> keras.Model:
     """The TensorFlow 1 notebook: all weights from N(0, 1), outputs V_t computed but untrained."""
-
-    def normal() -> keras.initializers.Initializer:
-        return keras.initializers.RandomNormal(stddev=1.0)
-
+    normal = functools.partial(keras.initializers.RandomNormal, stddev=1.0)
+    initializers = {f"{part}_initializer": normal() for part in ("kernel", "recurrent", "output")}
     rows = keras.Input((28, 28))
-    _, state = UntiedSimpleRNN(
-        units,
-        output_units=10,
-        use_bias=False,
-        kernel_initializer=normal(),
-        recurrent_initializer=normal(),
-        output_initializer=normal(),
-        return_state=True,
-    )(rows)
+    layer = UntiedSimpleRNN(units, output_units=10, use_bias=False, return_state=True, **initializers)
+    _, state = layer(rows)
     warnings.filterwarnings("ignore", "Gradients do not exist for variables")  # those of the outputs
     logits = keras.layers.Dense(10, kernel_initializer=normal(), bias_initializer=normal())(state)
     model = keras.Model(rows, logits)
@@ -61,6 +69,14 @@ def seed_recipe(units: int, epochs: int, steps_per_epoch: int) -> keras.Model:
         if "velocity" in variable.path:  # TensorFlow 1 starts the mean square at one, Keras at zero
             variable.assign(keras.ops.ones_like(variable))
     return compiled(model, optimizer, steps_per_epoch)
+
+
+best_recipe = functools.partial(modern_recipe, layers=2, rate=1e-3)
+RECIPES = {
+    "modern": Recipe(modern_recipe, units=50, epochs=30, quick_epochs=10),
+    "seed": Recipe(seed_recipe, units=50, epochs=130, quick_epochs=5),
+    "best": Recipe(best_recipe, units=128, epochs=40, quick_epochs=10, distort=True),
+}
 
 
 def compiled(model: keras.Model, optimizer: keras.optimizers.Optimizer, steps_per_epoch: int) -> keras.Model:
@@ -73,7 +89,28 @@ def compiled(model: keras.Model, optimizer: keras.optimizers.Optimizer, steps_pe
     return model
 
 
-def batches(x: np.ndarray, y: np.ndarray, seed: int, first_step: int) -> tf.data.Dataset:
+def warp(images: tf.Tensor, matrices: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
+    """The pixel at `p`, as (x, y) from the centre, becomes the one at `matrix p + shift`; bilinear."""
+    offsets = 13.5 + shifts - tf.linalg.matvec(matrices, [13.5, 13.5])  # for `p` from the corner
+    affine = tf.reshape(tf.concat([matrices, offsets[..., None]], axis=-1), (-1, 6))
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images[..., None],
+        transforms=tf.pad(affine, [(0, 0), (0, 2)]),  # without perspective
+        output_shape=(28, 28),
+        fill_value=0.0,
+        interpolation="BILINEAR",
+    )[..., 0]
+
+
+def distorted(images: tf.Tensor, seed: int, step: tf.Tensor) -> tf.Tensor:
+    """Each image turned, scaled, sheared and shifted a little, as a function of `seed` and `step` alone."""
+    uniform = tf.random.stateless_uniform((tf.shape(images)[0], 2, 3), (seed, step), minval=-1)
+    return warp(images, tf.eye(2) + STRETCH * uniform[..., :2], SHIFT * uniform[..., 2])
+
+
+def batches(
+    x: np.ndarray, y: np.ndarray, seed: int, first_step: int, distort: bool = False
+) -> tf.data.Dataset:
     """An endless stream of batches, each a function of `seed` and its step alone.
 
     So an interrupted run can go on at any step with the digits that it would have seen.
@@ -84,11 +121,15 @@ def batches(x: np.ndarray, y: np.ndarray, seed: int, first_step: int) -> tf.data
         order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), (seed, index))
         return order[tf.where(index == first_pass, offset, 0) :]
 
-    # On the CPU whatever the backend: the pipeline only gathers rows.
+    def gathered(step: tf.Tensor, i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        digits = tf.gather(images, i)
+        return distorted(digits, seed, step) if distort else digits, tf.gather(labels, i)
+
+    # On the CPU whatever the backend: the pipeline only gathers and distorts rows.
     with tf.device("CPU"):
         images, labels = tf.constant(x), tf.constant(y)
         indices = tf.data.Dataset.range(first_pass, tf.int64.max).map(shuffled).rebatch(BATCH_SIZE)
-        return indices.map(lambda i: (tf.gather(images, i), tf.gather(labels, i))).prefetch(16)
+        return indices.enumerate(first_step).map(gathered).prefetch(16)
 
 
 def check_disk(model: keras.Model, folder: pathlib.Path) -> None:
@@ -134,17 +175,14 @@ def trim(metrics: pathlib.Path, epochs: int) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", default="sample", help="sample, mnist or a .npz file in Keras's layout")
-    parser.add_argument("--recipe", choices=["modern", "seed"], default="modern")
-    parser.add_argument("--units", type=positive, default=50, help="hidden units (default 50)")
-    parser.add_argument(
-        "--epochs", type=positive, help="default 30; with --recipe seed 130 of 1,000 steps each"
-    )
+    parser.add_argument("--recipe", choices=list(RECIPES), default="modern")
+    parser.add_argument("--units", type=positive, help="hidden units (default 50; --recipe best 128)")
+    parser.add_argument("--epochs", type=positive, help="default 30; best 40; seed 130 of 1,000 steps each")
+    parser.add_argument("--quick", action="store_true", help="few epochs: a look at it, not its accuracy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/mnist_rows"))
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
-    parser.add_argument(
-        "--overlay", type=pathlib.Path, help="CSV (step,loss,batch_accuracy) to draw into the learning curve"
-    )
+    parser.add_argument("--overlay", type=pathlib.Path, help="CSV (step,loss,batch_accuracy) to draw as well")
     return parser.parse_args()
 
 
@@ -157,8 +195,9 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    seed_run = args.recipe == "seed"
-    epochs = args.epochs or (130 if seed_run else 30)
+    recipe, seed_run = RECIPES[args.recipe], args.recipe == "seed"
+    units = args.units or recipe.units
+    epochs = args.epochs or (recipe.quick_epochs if args.quick else recipe.epochs)
 
     # All that can be wrong is found before training, and before anything of an older run is touched.
     x_train, y_train, x_test, y_test = load_digits(args.data)
@@ -172,7 +211,7 @@ def train(args: argparse.Namespace) -> None:
     checkpoint, metrics, settings = (
         args.out / name for name in ("checkpoint.keras", "metrics.csv", "settings.json")
     )
-    run = {key: getattr(args, key) for key in ("data", "recipe", "units", "seed")} | {"epochs": epochs}
+    run = {key: getattr(args, key) for key in ("data", "recipe", "seed")} | {"units": units, "epochs": epochs}
     args.out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     resumed = args.resume and checkpoint.exists()
@@ -184,8 +223,7 @@ def train(args: argparse.Namespace) -> None:
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             fail(f"cannot resume {args.out}", error)
     else:
-        build = seed_recipe if seed_run else modern_recipe
-        model = build(args.units, epochs, steps_per_epoch)
+        model = recipe.build(units, epochs, steps_per_epoch)
     check_disk(model, args.out)
 
     step = int(model.optimizer.iterations)
@@ -197,7 +235,7 @@ def train(args: argparse.Namespace) -> None:
         replace(settings, lambda path: path.write_text(json.dumps(run)))
     model.summary()
     model.fit(
-        batches(x_train, y_train, args.seed, first_step=step),
+        batches(x_train, y_train, args.seed, first_step=step, distort=recipe.distort),
         initial_epoch=step // steps_per_epoch,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,

@@ -48,32 +48,107 @@ def digits(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("recipe", ["modern", "seed"])
-def test_mnist_rows_writes_what_it_says(digits, tmp_path, recipe):
-    epochs = {"modern": 8, "seed": 1}[recipe]
-    code, stdout, stderr = finish(
-        run("mnist_rows.py", "--data", digits, "--recipe", recipe, "--epochs", epochs, "--out", tmp_path)
-    )
-    assert code == 0, stderr
-    accuracy = float(stdout.split("test accuracy ")[1].split()[0])
-    assert recipe == "seed" or accuracy > 0.9  # 1,000 steps from N(0, 1) are no more than a start
-    model = keras.saving.load_model(tmp_path / "model.keras")
-    assert isinstance(model.layers[1], UntiedSimpleRNN)
-    with np.load(digits) as arrays:
-        logits = model.predict(arrays["x_test"].astype("float32") / 255, verbose=0)
-        assert (logits.argmax(axis=-1) == arrays["y_test"]).mean() == pytest.approx(accuracy, abs=1e-4)
-    log = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True)
-    assert np.atleast_1d(log).size == epochs
-    assert (tmp_path / "learning_curve.png").stat().st_size > 5000
-
-
-def test_seed_recipe_is_the_notebook(digits, tmp_path):
-    """Shapes, no biases in the recurrence, N(0, 1) everywhere, and outputs that stay untrained."""
+@pytest.fixture(scope="module")
+def mnist_rows():
     sys.path.insert(0, str(EXAMPLES))
     try:
         import mnist_rows
     finally:
         sys.path.remove(str(EXAMPLES))
+    return mnist_rows
+
+
+@pytest.mark.parametrize("recipe", ["modern", "seed", "best"])
+def test_mnist_rows_writes_what_it_says(digits, tmp_path, recipe):
+    epochs = {"modern": 8, "seed": 1, "best": 2}[recipe]
+    code, stdout, stderr = finish(
+        run("mnist_rows.py", "--data", digits, "--recipe", recipe, "--epochs", epochs, "--out", tmp_path)
+    )
+    assert code == 0, stderr
+    accuracy = float(stdout.split("test accuracy ")[1].split()[0])
+    assert recipe != "modern" or accuracy > 0.9  # those of the others are no more than a start
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(model.layers[1], UntiedSimpleRNN)
+    with np.load(digits) as arrays:
+        logits = model.predict(arrays["x_test"].astype("float32") / 255, verbose=0)
+        assert (logits.argmax(axis=-1) == arrays["y_test"]).mean() == pytest.approx(accuracy, abs=1e-4)
+        loss = keras.losses.sparse_categorical_crossentropy(arrays["y_test"], logits, from_logits=True)
+    log = np.atleast_1d(np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True))
+    assert log.size == epochs
+    assert log["val_accuracy"][-1] == pytest.approx(accuracy, abs=1e-4)
+    assert log["val_loss"][-1] == pytest.approx(np.mean(loss), rel=1e-3)  # of the digits as they are
+    assert (tmp_path / "learning_curve.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("recipe", ["modern", "seed", "best"])
+def test_quick_shortens_a_recipe(digits, tmp_path, mnist_rows, recipe, monkeypatch):
+    fitted = {}
+    monkeypatch.setattr(keras.Model, "fit", lambda self, *_, **options: fitted.update(options))
+    monkeypatch.setattr(mnist_rows, "draw", lambda metrics, overlay, steps, path: path.touch())
+    for arguments, expected in (
+        (["--quick"], mnist_rows.RECIPES[recipe].quick_epochs),
+        ([], mnist_rows.RECIPES[recipe].epochs),
+        (["--quick", "--epochs", "3"], 3),
+    ):
+        command = ["", "--recipe", recipe, "--data", str(digits), "--out", str(tmp_path), *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        mnist_rows.main()
+        assert fitted["epochs"] == expected
+
+
+def warped(mnist_rows, images, matrix, shift):
+    matrices, shifts = (np.array([part] * len(images), "float32") for part in (matrix, shift))
+    return mnist_rows.warp(keras.ops.convert_to_tensor(images), matrices, shifts).numpy()
+
+
+def test_warp_of_whole_pixels_is_exact(mnist_rows):
+    images = np.random.default_rng(0).random((3, 28, 28)).astype("float32")
+    identity, quarter_turn = np.eye(2), [[0, -1], [1, 0]]
+    np.testing.assert_array_equal(warped(mnist_rows, images, identity, [0, 0]), images)
+    shifted = np.zeros_like(images)  # each pixel is the one to the right by 1 and above by 2
+    shifted[:, 2:, :-1] = images[:, :-2, 1:]
+    np.testing.assert_array_equal(warped(mnist_rows, images, identity, [1, -2]), shifted)
+    turned = np.rot90(images, axes=(1, 2))
+    np.testing.assert_array_equal(warped(mnist_rows, images, quarter_turn, [0, 0]), turned)
+    between = warped(mnist_rows, images, identity, [0.25, 0])[:, :, :-1]
+    np.testing.assert_allclose(between, 0.75 * images[:, :, :-1] + 0.25 * images[:, :, 1:], atol=1e-6)
+
+
+def test_distortions_are_small_and_differ(mnist_rows):
+    dot = np.zeros((500, 28, 28), "float32")
+    dot[:, 13:15, 13:15] = 0.25
+    moved = mnist_rows.distorted(dot, 0, 7).numpy()
+    position = np.arange(28) - 13.5
+    centres = np.stack([(moved.sum(axis) @ position) / moved.sum((1, 2)) for axis in (1, 2)])
+    assert len(np.unique(centres)) > 900
+    assert 1.5 < np.abs(centres).max() < mnist_rows.SHIFT / (1 - 2 * mnist_rows.STRETCH)
+    assert np.abs(centres.mean(axis=1)).max() < 0.2
+
+
+@pytest.mark.parametrize("distort", [False, True])
+def test_batches_are_functions_of_seed_and_step(mnist_rows, distort):
+    x = np.random.default_rng(0).random((300, 28, 28)).astype("float32")
+    y = np.arange(300, dtype="int32")
+
+    def take(count, seed=0, first_step=0):
+        stream = mnist_rows.batches(x, y, seed, first_step, distort).take(count)
+        return [(images.numpy(), labels.numpy()) for images, labels in stream]
+
+    whole = take(6)
+    np.testing.assert_array_equal(np.sort(np.concatenate([labels for _, labels in whole])[:300]), y)
+    for first_step in (1, 4):  # in the first and in the second pass
+        for resumed, batch in zip(take(2, first_step=first_step), whole[first_step:], strict=False):
+            np.testing.assert_array_equal(resumed[0], batch[0])
+            np.testing.assert_array_equal(resumed[1], batch[1])
+    assert not np.array_equal(take(1, seed=1)[0][1], whole[0][1])
+    for images, labels in whole:
+        assert np.array_equal(images, x[labels]) != distort
+    first, second = (mnist_rows.distorted(x[:1], 0, step).numpy() for step in (0, 1))
+    assert not np.array_equal(first, second)  # a digit is seen in another form in each pass
+
+
+def test_seed_recipe_is_the_notebook(digits, mnist_rows):
+    """Shapes, no biases in the recurrence, N(0, 1) everywhere, and outputs that stay untrained."""
     model = mnist_rows.seed_recipe(50, 130, 1000)
     assert [(w.name, tuple(w.shape)) for w in model.weights] == [
         ("kernel", (28, 28, 50)),
