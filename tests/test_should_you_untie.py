@@ -1,0 +1,131 @@
+"""The comparison of tied and untied layers: its parts, and the script as a user runs it."""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import BACKEND
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+pytestmark = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="the examples are TensorFlow's; once is enough"
+)
+
+
+@pytest.fixture(scope="module")
+def example():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import should_you_untie
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return should_you_untie
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A small file in Keras's layout: images whose bright row is the label."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 640), ("test", 200)):
+        labels = rng.integers(0, 10, count)
+        images = rng.integers(0, 40, (count, 28, 28)).astype("uint8")
+        images[np.arange(count), 2 * labels + 4] += 200
+        arrays |= {f"x_{part}": images, f"y_{part}": labels.astype("uint8")}
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize("block_size", [28, 14, 7, 4, 2, 1])
+def test_units_are_those_of_equal_parameter_count(example, block_size):
+    untied = example.network(1, 50, 0.0, False, 1).count_params()
+    units = example.units_for(block_size, untied)
+    model = example.network(block_size, units, 0.0, False, 1)
+    assert example.parameters(block_size, units) == model.count_params()
+    off = [abs(example.parameters(block_size, units + i) - untied) for i in (-1, 0, 1)]
+    assert min(off) == off[1] < 0.011 * untied  # one unit more or less is 2 % of blocks of 2
+
+
+def test_plan_has_each_run_once(example):
+    runs = example.plan(example.BLOCK_SIZES, example.FEW, 60_000, 10, 3)
+    assert len(set(runs)) == len(runs) == 6 + 5 + 3 * 3 + 4 + 3  # untied is in both comparisons of the dial
+    assert {run.seed for run in runs} == {3}
+    assert [run.task for run in runs if run.smoothness] == ["cut"]
+
+
+def test_permuted_columns_differ_from_row_to_row_alone(example):
+    x = np.random.default_rng(0).random((3, 28, 28))
+    permuted = example.permute(x)
+    np.testing.assert_array_equal(np.sort(permuted, axis=2), np.sort(x, axis=2))
+    orders = [[list(row).index(v) for v in new] for row, new in zip(x[0], permuted[0], strict=True)]
+    assert len({tuple(order) for order in orders}) == 28
+    np.testing.assert_array_equal(permuted, np.take_along_axis(x, np.array([orders]), axis=2))
+
+
+def test_cut_digits_end_after_their_length(example):
+    x = np.zeros((2, 28, 28), "float32")
+    rows = (example.cut(x, np.array([5, 28])) == 0).all(axis=2)
+    assert rows.sum(axis=1).tolist() == [5, 28]
+    assert rows[0, :5].all()
+    np.testing.assert_array_equal(example.cut(x, 8), example.cut(x, np.array([8, 8])))
+
+
+def test_most_cut_digits_are_short(example):
+    lengths = example.mostly_short(100_000, np.random.default_rng(0))
+    assert (lengths.min(), lengths.max()) == (4, 28)
+    assert np.mean(lengths == 4) == pytest.approx(0.2, abs=0.01)
+    assert np.mean(lengths == 28) == pytest.approx(0.8**24, abs=0.001)
+
+
+def test_mask_is_of_padding_not_of_rows_without_ink(example):
+    masked, plain = (example.network(4, 6, 0.0, is_masked, 1) for is_masked in (True, False))
+    masked.set_weights(plain.get_weights())
+    x = np.random.default_rng(0).random((5, 28, 28)).astype("float32")
+    x[:, [0, 3, 27]] = 0
+    np.testing.assert_allclose(masked.predict(x, verbose=0), plain.predict(x, verbose=0), atol=1e-5)
+    state = plain.layers[1](x[:, :9])  # of sequences that are shorter themselves
+    logits = keras.ops.convert_to_numpy(plain.layers[2](state))
+    np.testing.assert_allclose(masked.predict(example.cut(x, 9), verbose=0), logits, atol=1e-5)
+
+
+def test_a_result_is_a_function_of_its_run(example, digits):
+    data = example.load_digits(str(digits))
+    run = example.Run("cut", 28, 7, 0.0, 300, 30, seed=0)
+    first, other, again = (example.accuracies(r, data) for r in (run, run._replace(seed=1), run))
+    assert first == again != other
+    assert list(first) == list(example.LENGTHS)
+    weights = example.network(28, 7, 0.0, True, 30).get_weights()
+    example.restart(model := example.network(28, 7, 0.0, True, 30), 0)
+    assert int(model.optimizer.iterations) == 0
+    assert all(np.any(a != b) for a, b in zip(weights, model.get_weights(), strict=True))
+
+
+def run_script(digits, out):
+    command = [sys.executable, EXAMPLES / "should_you_untie.py", "--quick", "--seeds", "1", "--epochs", "1"]
+    command += ["--data", digits, "--out", out]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_script_writes_what_it_says_and_goes_on(example, digits, tmp_path):
+    run_script(digits, tmp_path)
+    written = (tmp_path / "results.csv").read_text()
+    table = pd.read_csv(tmp_path / "results.csv")
+    plan = example.plan(example.ENDS, example.ENDS, 640, 5, 0)
+    assert list(dict.fromkeys(table[list(example.Run._fields)].itertuples(index=False, name=None))) == plan
+    assert len(table) == len(plan) + 3 * (len(example.LENGTHS) - 1)  # each length of `cut` has its row
+    assert table.accuracy.between(0, 1).all()
+    counts = [example.parameters(k, n) for k, n in zip(table.block_size, table.units, strict=True)]
+    assert table.parameters.tolist() == counts
+    assert (tmp_path / "results.png").stat().st_size > 5000
+
+    lines = written.splitlines(keepends=True)
+    (tmp_path / "results.csv").write_text("".join(lines[:-1]))  # interrupted before the last run
+    assert run_script(digits, tmp_path).count("seed 0: ") == 1
+    assert (tmp_path / "results.csv").read_text() == written  # and the same result: seeds reproduce
