@@ -113,7 +113,7 @@ def trained(block_size: int, time: bool, rate: float, seed: int, epochs: int) ->
         return entropic_risk(profit(prices, deltas, rate))
 
     model.compile(adam, loss, steps_per_execution=STEPS)  # a step takes no longer than a turn through Python
-    model.fit(batches(time, seed), steps_per_epoch=STEPS, epochs=epochs)
+    model.fit(batches(time, seed), steps_per_epoch=STEPS, epochs=epochs, shuffle=False)
     return model
 
 
@@ -147,6 +147,7 @@ def formulas() -> dict[str, float]:
 
 
 def draw(prices: np.ndarray, deltas: dict[tuple[float, str], np.ndarray], path: pathlib.Path) -> None:
+    """Positions as points, Black-Scholes' delta as a line, and on the right how far they are apart."""
     figure = Figure(figsize=(11, 5), layout="constrained")
     rows = dict(zip(COST_RATES, figure.subplots(len(COST_RATES), 4), strict=True))
     spots = np.linspace(85, 115, 200)
@@ -154,15 +155,15 @@ def draw(prices: np.ndarray, deltas: dict[tuple[float, str], np.ndarray], path: 
     for (rate, name), positions in deltas.items():
         *days, distance = rows[rate]
         for ax, day in zip(days, (1, 15, 29), strict=True):
-            ax.plot(prices[:100, day], positions[:100, day], ".", markersize=3)
+            ax.plot(prices[:100, day], positions[:100, day], ".", markersize=3, alpha=0.7)
             ax.set(
-                title=f"day {day} (line: Black-Scholes)",
+                title=f"day {day}",
                 xlabel="spot",
                 ylabel=f"delta, costs {rate:.1%}",
                 xlim=(85, 115),
             )
         distance.plot(np.abs(positions - reference).mean(axis=0), label=name)
-        distance.set(title="mean distance from the line", xlabel="day")
+        distance.set(title="mean distance to the line", xlabel="day")
     for *days, distance in rows.values():
         for ax, day in zip(days, (1, 15, 29), strict=True):
             ax.plot(spots, black_scholes(spots, LEFT[day])[1], "k-", linewidth=0.8)
@@ -174,7 +175,11 @@ def draw(prices: np.ndarray, deltas: dict[tuple[float, str], np.ndarray], path: 
 def summary(hedges: pd.DataFrame) -> pd.DataFrame:
     """Means over the seeds, and for the price the lowest and the highest."""
     groups = hedges.groupby(["rate", "hedge"], sort=False)
-    means = groups[["price", "std", "cost", "delta_difference", "parameters"]].mean()
+    means = (
+        groups[["price", "std", "cost", "delta_difference", "parameters"]]
+        .mean()
+        .astype({"parameters": "Int64"})
+    )
     return means.assign(lowest_price=groups.price.min(), highest_price=groups.price.max())
 
 
