@@ -9,6 +9,7 @@ errors.png, weights.png and model.keras to `--out`.
 
 import argparse
 import pathlib
+import sys
 import zipfile
 
 import keras
@@ -159,9 +160,9 @@ def problem(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         fail(f"{args.data} is no sparse coding problem: expected a .npz with A and x_test", error)
     if a.ndim != 2 or codes.ndim != 2 or a.shape[1] != codes.shape[1]:
-        fail(
-            args.data,
-            ValueError(f"expected A (m, n), x_test (n, codes), received {a.shape}, {codes.T.shape}"),
+        sys.exit(
+            f"error: {args.data}: expected A (m, n) and x_test (n, codes), "
+            f"received {a.shape} and {codes.T.shape}"
         )
     return a, codes
 
@@ -221,9 +222,7 @@ def train(args: argparse.Namespace) -> None:
     figure = plot.weight_norms(model.get_layer("iteration"))
     replace(args.out / "weights.png", lambda path: figure.savefig(path, dpi=120))
     last = errors.iloc[-1]
-    print(
-        f"error after {args.steps} steps {last.LISTA:.2f} dB (FISTA {last.FISTA:.2f}); results in {args.out}"
-    )
+    print(f"error of LISTA {last.LISTA:.2f} dB, of FISTA {last.FISTA:.2f} dB; results in {args.out}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def recurrent(layer: str, units: int, timesteps: int) -> tuple[keras.Layer, floa
 def build(args: argparse.Namespace, timesteps: int, steps: int) -> keras.Model:
     pixels = keras.Input((timesteps, 1))
     layer, rate = recurrent(args.layer, args.units, timesteps)
-    # Drops single pixels. The layer's own `dropout` has one mask for all timesteps: it would drop whole digits.
+    # Drops single pixels. The layer's own `dropout`, with one mask for all timesteps, drops whole digits.
     state = layer(keras.layers.Dropout(args.dropout)(pixels))
     model = keras.Model(pixels, keras.layers.Dense(10)(state))
     schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
