@@ -50,13 +50,12 @@ def soft(z: np.ndarray, theta: float) -> np.ndarray:
 def ista(a: np.ndarray, y: np.ndarray, lam: float, steps: int, momentum: bool = False) -> np.ndarray:
     """The codes after each step of ISTA, or of FISTA, as (codes, steps, units)."""
     size = step_size(a)
-    x = x_before = np.zeros((len(y), a.shape[1]))
+    x = z = np.zeros((len(y), a.shape[1]))
     t, path = 1.0, []
     for _ in range(steps):
-        t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2 if momentum else 1.0
-        z = x + (t - 1) / t_next * (x - x_before)
-        x_before, t = x, t_next
-        x = soft(z + size * (y - z @ a.T) @ a, size * lam)
+        x_before, x = x, soft(z + size * (y - z @ a.T) @ a, size * lam)
+        t_before, t = t, (1 + np.sqrt(1 + 4 * t**2)) / 2 if momentum else 1.0
+        z = x + (t_before - 1) / t * (x - x_before)
         path.append(x)
     return np.stack(path, axis=1)
 

@@ -44,6 +44,19 @@ def test_a_step_is_that_of_the_formula(lista):
     assert np.count_nonzero(x) in range(1, 5)
 
 
+def test_the_momentum_is_that_of_the_paper(lista):
+    """Beck and Teboulle 2009: `z_1 = x_0`, `t_1 = 1`, so that the first two steps are ISTA's."""
+    a, y = lista.dictionary(6, 9, seed=1), np.random.default_rng(0).normal(size=(2, 6))
+    fista, plain = lista.ista(a, y, 0.1, 4, momentum=True), lista.ista(a, y, 0.1, 2)
+    np.testing.assert_allclose(fista[:, :2], plain, atol=1e-12)
+    t_2 = (1 + 5**0.5) / 2
+    t_3 = (1 + (1 + 4 * t_2**2) ** 0.5) / 2
+    z_3 = fista[:, 1] + (t_2 - 1) / t_3 * (fista[:, 1] - fista[:, 0])
+    size = lista.step_size(a)
+    x_3 = lista.soft(z_3 - size * (z_3 @ a.T - y) @ a, size * 0.1)
+    np.testing.assert_allclose(fista[:, 2], x_3, atol=1e-12)
+
+
 def test_the_network_is_the_algorithm_until_it_is_trained(lista):
     a, x = lista.dictionary(20, 40, seed=0), lista.sparse_codes(6, 40, [2])
     y = x @ a.T
