@@ -58,13 +58,14 @@ def test_plan_has_each_run_once(example):
     assert [run.task for run in runs if run.smoothness] == ["cut"]
 
 
-def test_permuted_columns_differ_from_row_to_row_alone(example):
-    x = np.random.default_rng(0).random((3, 28, 28))
-    permuted = example.permute(x)
-    np.testing.assert_array_equal(np.sort(permuted, axis=2), np.sort(x, axis=2))
-    orders = [[list(row).index(v) for v in new] for row, new in zip(x[0], permuted[0], strict=True)]
-    assert len({tuple(order) for order in orders}) == 28
-    np.testing.assert_array_equal(permuted, np.take_along_axis(x, np.array([orders]), axis=2))
+def test_made_task_is_linear_with_matrices_that_differ(example):
+    x, y, x_test, y_test = example.made(4000, 300)
+    assert (x.shape, x_test.shape, y.dtype) == ((4000, 28, 28), (300, 28, 28), np.int32)
+    assert x.std() == pytest.approx(0.1, rel=0.01)
+    assert len(np.unique(y)) == 10
+    matrices = np.random.default_rng(0).standard_normal((28, 28, 10))
+    sums = sum(x_test[:, t] @ matrices[t] for t in range(28))
+    np.testing.assert_array_equal(sums.argmax(axis=1), y_test)
 
 
 def test_cut_digits_end_after_their_length(example):
