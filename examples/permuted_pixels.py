@@ -4,7 +4,7 @@
     python examples/permuted_pixels.py --data mnist             # all 70,000 digits: an hour on two cores
     python examples/permuted_pixels.py --data mnist --layer gru
 
-Writes metrics.csv, learning_curve.png and model.keras to `--out`.
+Writes metrics.csv, learning_curve.png and model.keras to `--out`, and for an untied layer weights.png.
 """
 
 import argparse
@@ -46,10 +46,14 @@ def build(args: argparse.Namespace, timesteps: int, steps: int) -> keras.Model:
     return model
 
 
+def reading_order(pixels: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(pixels)
+
+
 def pixel_by_pixel(images: np.ndarray) -> np.ndarray:
     """The pixels of each image as a sequence, in one random order for all."""
     pixels = images.reshape(len(images), -1, 1)
-    return pixels[:, np.random.default_rng(0).permutation(pixels.shape[1])]
+    return pixels[:, reading_order(pixels.shape[1])]
 
 
 class Batches(keras.utils.PyDataset):
@@ -88,6 +92,22 @@ def draw(log: pd.DataFrame, path: pathlib.Path) -> None:
     axes.semilogy(log.epoch + 1, 1 - log.val_accuracy, label="test")
     axes.set(xlabel="epoch", ylabel="share of errors")
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_weights(layer: UntiedSimpleRNN, size: tuple[int, int], path: pathlib.Path) -> None:
+    """What training has made of each timestep's weights, at the place of the pixel that it reads."""
+    kernel, recurrent_kernel, _ = layer.get_weights()
+    norms = {
+        "norm of $W_t$": np.linalg.norm(kernel, axis=(1, 2)),
+        "norm of $U_t - 1$": np.linalg.norm(recurrent_kernel - np.eye(layer.units), axis=(1, 2)),
+    }
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    for axes, (title, values) in zip(figure.subplots(1, 2), norms.items(), strict=True):
+        picture = np.empty(len(values))
+        picture[reading_order(len(values))] = values
+        figure.colorbar(axes.imshow(picture.reshape(size), aspect="auto"), ax=axes)
+        axes.set(title=title, xticks=[], yticks=[])
     figure.savefig(path, dpi=120)
 
 
@@ -144,6 +164,9 @@ def train(args: argparse.Namespace) -> None:
     )
     replace(args.out / "model.keras", model.save)
     replace(args.out / "learning_curve.png", lambda path: draw(pd.read_csv(args.out / "metrics.csv"), path))
+    if args.layer == "untied":
+        size = x_test.shape[1:]
+        replace(args.out / "weights.png", lambda path: draw_weights(model.layers[2], size, path))
     _, accuracy = model.evaluate(*test, batch_size=1000, verbose=0)
     print(
         f"test accuracy {accuracy:.4f} ({len(y_test)} digits), {args.layer}, "

@@ -93,7 +93,25 @@ def test_writes_what_it_says(digits, tmp_path):
     assert len(log) == 10
     assert f"test accuracy {log.val_accuracy.iloc[-1]:.4f} (200 digits), untied, 106,954 parameters" in stdout
     assert keras.saving.load_model(tmp_path / "model.keras").layers[2].timesteps == 98
-    assert (tmp_path / "learning_curve.png").stat().st_size > 5000
+    for picture in ("learning_curve.png", "weights.png"):
+        assert (tmp_path / picture).stat().st_size > 5000
+
+
+def test_weights_are_drawn_where_their_pixel_is(example, monkeypatch, tmp_path):
+    layer = example.recurrent("untied", 4, 6)[0]
+    layer.build((None, 6, 1))
+    kernel, recurrent_kernel, bias = layer.get_weights()
+    place = example.reading_order(6)[2]  # of the pixel that timestep 2 reads
+    kernel[:], kernel[2], recurrent_kernel[2] = 0, 3, 2 * np.eye(4)
+    layer.set_weights([kernel, recurrent_kernel, bias])
+    drawn = []
+    imshow = example.Figure().subplots().__class__.imshow
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda a, x, **k: drawn.append(x) or imshow(a, x, **k))
+    example.draw_weights(layer, (3, 2), tmp_path / "weights.png")
+    for picture, norm in zip(drawn, (6, 2), strict=True):
+        expected = np.zeros(6)
+        expected[place] = norm
+        np.testing.assert_allclose(picture, expected.reshape(3, 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("argument", [("--dropout", 1), ("--shift", -1), ("--layer", "cnn"), ("--units", 0)])
