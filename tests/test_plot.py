@@ -62,9 +62,7 @@ def gram_spectrum(w):
 def test_neighbour_distances(rng):
     layer = built(rng)
     layer.bias.assign(np.zeros(layer.bias.shape))
-    layer.kernel.assign(
-        np.concatenate([layer.kernel[:1], layer.kernel[:1], -layer.kernel[:1], layer.kernel[3:]])
-    )
+    layer.kernel.assign(rng.normal(size=(1, I, U)) * np.array([1, 1, -1, 2]).reshape(T, 1, 1))
     drawn = lines(plot.neighbour_distances(layer))
     w = matrices(layer, "recurrent_kernel").astype("float64").reshape(T, -1)
     size = [np.sqrt((w[t] @ w[t] + w[t - 1] @ w[t - 1]) / 2) for t in range(1, T)]
