@@ -219,9 +219,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", default="sample", help="sample, mnist or a .npz file in Keras's layout")
     parser.add_argument("--seeds", type=positive, help="how many, from 0 (default 5, with --quick 2)")
-    parser.add_argument(
-        "--epochs", type=positive, help="on all digits, of fewer as many steps (default 2, with --quick 3)"
-    )
+    parser.add_argument("--epochs", type=positive, default=2, help="of all digits; as many steps for fewer")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/should_you_untie"))
     parser.add_argument("--quick", action="store_true", help="tied and untied only: a look at it")
     return parser.parse_args()
@@ -232,8 +230,8 @@ def main() -> None:
     tf.get_logger().setLevel("ERROR")  # else it warns that so many models were compiled
     data = load_digits(args.data)
     digits = len(data[0])
-    epochs, seeds, dial, few = (3, 2, ENDS, ENDS) if args.quick else (2, 5, BLOCK_SIZES, FEW)
-    steps = (args.epochs or epochs) * max(1, digits // BATCH_SIZE)
+    seeds, dial, few = (2, ENDS, ENDS) if args.quick else (5, BLOCK_SIZES, FEW)
+    steps = args.epochs * max(1, digits // BATCH_SIZE)
     path = args.out / "results.csv"
     try:
         args.out.mkdir(parents=True, exist_ok=True)
