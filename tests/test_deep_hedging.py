@@ -1,7 +1,6 @@
 """The example of deep hedging: its mathematics against other computations, then as a user runs it."""
 
 import csv
-import pathlib
 import subprocess
 import sys
 
@@ -9,16 +8,15 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
+from test_examples import EXAMPLES
 
-EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
+pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
 pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="the examples are TensorFlow's; once is enough"
 )
-sys.path.insert(0, str(EXAMPLES))
-try:
-    import deep_hedging as example
-finally:
-    sys.path.remove(str(EXAMPLES))
+
+import deep_hedging as example  # noqa: E402 (what it needs is looked for first)
 
 RATE = 0.002
 
@@ -184,7 +182,7 @@ def test_a_short_run_writes_sane_numbers(tmp_path, least):
     out = tmp_path / "new" / "out"
     script = f"""
 import pathlib
-import deep_hedging as example
+import deep_hedging as example  # noqa: E402 (what it needs is looked for first)
 example.NETWORKS = {{"own weights": example.NETWORKS["own weights"]}}
 example.run(seeds=1, epochs=1, paths=4096, out=pathlib.Path({str(out)!r}))
 """

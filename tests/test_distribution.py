@@ -146,8 +146,7 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
+def example():
     import distributed
 
     return distributed

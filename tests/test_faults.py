@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import test_examples
 from conftest import BACKEND
-from test_examples import EXAMPLES, finish, run
+from test_examples import finish, run
 
 from untied_rnn import UntiedSimpleRNN
 
@@ -162,7 +162,6 @@ def undisturbed(digits, tmp_path_factory):
 @pytest.fixture
 def main(monkeypatch):
     """The example in this process: a function of its arguments."""
-    monkeypatch.syspath_prepend(EXAMPLES)
     import mnist_rows
 
     def call(*arguments):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
-from test_examples import EXAMPLES, finish, run
+from test_examples import finish, run
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
@@ -12,17 +12,11 @@ pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="the examples are TensorFlow's; once is enough"
 )
 
-
-@pytest.fixture
-def lista(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    import lista
-
-    return lista
+import lista  # noqa: E402 (what it needs is looked for first)
 
 
 @pytest.mark.parametrize(("momentum", "steps"), [(False, 4000), (True, 600)])
-def test_the_algorithm_solves_the_lasso(lista, momentum, steps):
+def test_the_algorithm_solves_the_lasso(momentum, steps):
     """Where it ends the gradient is `-lam sign(x)` on the support, and nowhere larger than `lam`."""
     a, x = lista.dictionary(10, 20, seed=0), lista.sparse_codes(5, 20, [0])
     y = x @ a.T
@@ -33,7 +27,7 @@ def test_the_algorithm_solves_the_lasso(lista, momentum, steps):
     assert np.abs(gradient).max() < 0.1 + 1e-6
 
 
-def test_a_step_is_that_of_the_formula(lista):
+def test_a_step_is_that_of_the_formula():
     a, y = lista.dictionary(3, 5, seed=1), np.array([[1.0, -2.0, 0.5]])
     size = 1 / (1.001 * np.linalg.svd(a)[1][0] ** 2)
     x, path = np.zeros(5), lista.ista(a, y, 0.3, 3)
@@ -44,7 +38,7 @@ def test_a_step_is_that_of_the_formula(lista):
     assert np.count_nonzero(x) in range(1, 5)
 
 
-def test_the_momentum_is_that_of_the_paper(lista):
+def test_the_momentum_is_that_of_the_paper():
     """Beck and Teboulle 2009: `z_1 = x_0`, `t_1 = 1`, so that the first two steps are ISTA's."""
     a, y = lista.dictionary(6, 9, seed=1), np.random.default_rng(0).normal(size=(2, 6))
     fista, plain = lista.ista(a, y, 0.1, 4, momentum=True), lista.ista(a, y, 0.1, 2)
@@ -57,7 +51,7 @@ def test_the_momentum_is_that_of_the_paper(lista):
     np.testing.assert_allclose(fista[:, 2], x_3, atol=1e-12)
 
 
-def test_the_network_is_the_algorithm_until_it_is_trained(lista):
+def test_the_network_is_the_algorithm_until_it_is_trained():
     a, x = lista.dictionary(20, 40, seed=0), lista.sparse_codes(6, 40, [2])
     y = x @ a.T
     model = lista.unfolded(a, 0.4, steps=7)
@@ -65,7 +59,7 @@ def test_the_network_is_the_algorithm_until_it_is_trained(lista):
     assert model.count_params() == 20 * 40 + 7 * (40 * 40 + 40)
 
 
-def test_a_negative_threshold_is_none(lista):
+def test_a_negative_threshold_is_none():
     a = lista.dictionary(4, 4, seed=0)
     model, y = lista.unfolded(a, 0.4, steps=1), np.ones((1, 4))
     projection, (kernel, threshold) = (
@@ -76,7 +70,7 @@ def test_a_negative_threshold_is_none(lista):
     np.testing.assert_allclose(model.predict(y, verbose=0)[:, 0], y @ projection, atol=1e-6)
 
 
-def test_the_loss_weights_the_logarithms_of_the_errors(lista, rng):
+def test_the_loss_weights_the_logarithms_of_the_errors(rng):
     codes, path = rng.normal(size=(6, 5)), rng.normal(size=(6, 3, 5))
     expected = 0
     for t in range(3):
@@ -89,7 +83,7 @@ def test_the_loss_weights_the_logarithms_of_the_errors(lista, rng):
     assert float(lista.decibels(codes, path)) == pytest.approx(last, rel=1e-5)
 
 
-def test_codes_are_sparse_and_fresh(lista):
+def test_codes_are_sparse_and_fresh():
     codes = lista.sparse_codes(1000, 100, [0])
     assert np.count_nonzero(codes) / codes.size == pytest.approx(0.1, abs=0.005)
     assert codes[codes != 0].std() == pytest.approx(1, abs=0.03)
@@ -104,7 +98,7 @@ def test_codes_are_sparse_and_fresh(lista):
         assert not np.array_equal(first, other[1])
 
 
-def test_training_beats_the_algorithm(lista, tmp_path):
+def test_training_beats_the_algorithm(tmp_path):
     data = tmp_path / "problem.npz"
     np.savez(data, A=lista.dictionary(8, 12, 0), x_test=lista.sparse_codes(300, 12, [9]).T)
     code, stdout, stderr = finish(

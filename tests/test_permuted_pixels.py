@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import test_examples
 from conftest import BACKEND
-from test_examples import EXAMPLES, finish, run
+from test_examples import finish, run
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
@@ -15,18 +15,12 @@ pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="the examples are TensorFlow's; once is enough"
 )
 
+import permuted_pixels as example  # noqa: E402 (what it needs is looked for first)
+
 digits = test_examples.digits
 
 
-@pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    import permuted_pixels
-
-    return permuted_pixels
-
-
-def test_all_images_are_read_in_the_same_random_order(example):
+def test_all_images_are_read_in_the_same_random_order():
     images = np.arange(2 * 7 * 5).reshape(2, 7, 5)
     sequences = example.pixel_by_pixel(images)
     assert sequences.shape == (2, 35, 1)
@@ -37,7 +31,7 @@ def test_all_images_are_read_in_the_same_random_order(example):
     np.testing.assert_array_equal(example.pixel_by_pixel(images[1:]), sequences[1:])
 
 
-def test_an_epoch_has_each_digit_once(example):
+def test_an_epoch_has_each_digit_once():
     images, labels = np.arange(12.0).reshape(6, 2, 1) + 1, np.arange(6)
     batches = example.Batches(images, labels, batch_size=3, shift=0, seed=0)
     assert len(batches) == 2
@@ -51,7 +45,7 @@ def test_an_epoch_has_each_digit_once(example):
     assert epochs[0] != epochs[1]
 
 
-def test_digits_are_shifted_by_up_to_so_many_pixels(example, monkeypatch):
+def test_digits_are_shifted_by_up_to_so_many_pixels(monkeypatch):
     monkeypatch.setattr(example, "pixel_by_pixel", lambda images: images)
     image = np.zeros((5, 5))
     image[2, 2] = image[0, 1] = 1
@@ -70,7 +64,7 @@ def test_digits_are_shifted_by_up_to_so_many_pixels(example, monkeypatch):
     ("layer", "parameters"),
     [("untied", 9 * (4 + 16 + 4)), ("tied", 4 + 16 + 4), ("lstm", 4 * 24), ("gru", 3 * 28)],
 )
-def test_layers(example, layer, parameters):
+def test_layers(layer, parameters):
     args = argparse.Namespace(layer=layer, units=4, dropout=0.0)
     model = example.build(args, timesteps=9, steps=10)
     assert model.count_params() == parameters + 50
@@ -97,7 +91,7 @@ def test_writes_what_it_says(digits, tmp_path):
         assert (tmp_path / picture).stat().st_size > 5000
 
 
-def test_weights_are_drawn_where_their_pixel_is(example, monkeypatch, tmp_path):
+def test_weights_are_drawn_where_their_pixel_is(monkeypatch, tmp_path):
     layer = example.recurrent("untied", 4, 6)[0]
     layer.build((None, 6, 1))
     kernel, recurrent_kernel, bias = layer.get_weights()

@@ -1,48 +1,25 @@
 """The comparison of tied and untied layers: its parts, and the script as a user runs it."""
 
-import pathlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
-import pandas as pd
 import pytest
+import test_examples
 from conftest import BACKEND
+from test_examples import finish, run
 
-EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
+pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
 pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="the examples are TensorFlow's; once is enough"
 )
 
+import should_you_untie as example  # noqa: E402 (what it needs is looked for first)
 
-@pytest.fixture(scope="module")
-def example():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import should_you_untie
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return should_you_untie
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """A small file in Keras's layout: images whose bright row is the label."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part, count in (("train", 640), ("test", 200)):
-        labels = rng.integers(0, 10, count)
-        images = rng.integers(0, 40, (count, 28, 28)).astype("uint8")
-        images[np.arange(count), 2 * labels + 4] += 200
-        arrays |= {f"x_{part}": images, f"y_{part}": labels.astype("uint8")}
-    path = tmp_path_factory.mktemp("digits") / "digits.npz"
-    np.savez(path, **arrays)
-    return path
+digits = test_examples.digits
 
 
 @pytest.mark.parametrize("block_size", [28, 14, 7, 4, 2, 1])
-def test_units_are_those_of_equal_parameter_count(example, block_size):
+def test_units_are_those_of_equal_parameter_count(block_size):
     untied = example.network(1, 50, 0.0, False, 1).count_params()
     units = example.units_for(block_size, untied)
     model = example.network(block_size, units, 0.0, False, 1)
@@ -51,14 +28,14 @@ def test_units_are_those_of_equal_parameter_count(example, block_size):
     assert min(off) == off[1] < 0.011 * untied  # one unit more or less is 2 % of blocks of 2
 
 
-def test_plan_has_each_run_once(example):
+def test_plan_has_each_run_once():
     runs = example.plan(example.BLOCK_SIZES, example.FEW, 60_000, 10, 3)
     assert len(set(runs)) == len(runs) == 6 + 5 + 3 * 3 + 4 + 3  # untied is in both comparisons of the dial
     assert {run.seed for run in runs} == {3}
     assert [run.task for run in runs if run.smoothness] == ["cut"]
 
 
-def test_made_task_is_linear_with_matrices_that_differ(example):
+def test_made_task_is_linear_with_matrices_that_differ():
     x, y, x_test, y_test = example.made(4000, 300)
     assert (x.shape, x_test.shape, y.dtype) == ((4000, 28, 28), (300, 28, 28), np.int32)
     assert x.std() == pytest.approx(0.1, rel=0.01)
@@ -68,7 +45,7 @@ def test_made_task_is_linear_with_matrices_that_differ(example):
     np.testing.assert_array_equal(sums.argmax(axis=1), y_test)
 
 
-def test_cut_digits_end_after_their_length(example):
+def test_cut_digits_end_after_their_length():
     x = np.zeros((2, 28, 28), "float32")
     rows = (example.cut(x, np.array([5, 28])) == 0).all(axis=2)
     assert rows.sum(axis=1).tolist() == [5, 28]
@@ -76,14 +53,14 @@ def test_cut_digits_end_after_their_length(example):
     np.testing.assert_array_equal(example.cut(x, 8), example.cut(x, np.array([8, 8])))
 
 
-def test_most_cut_digits_are_short(example):
+def test_most_cut_digits_are_short():
     lengths = example.mostly_short(100_000, np.random.default_rng(0))
     assert (lengths.min(), lengths.max()) == (4, 28)
     assert np.mean(lengths == 4) == pytest.approx(0.2, abs=0.01)
     assert np.mean(lengths == 28) == pytest.approx(0.8**24, abs=0.001)
 
 
-def test_mask_is_of_padding_not_of_rows_without_ink(example):
+def test_mask_is_of_padding_not_of_rows_without_ink():
     masked, plain = (example.network(4, 6, 0.0, is_masked, 1) for is_masked in (True, False))
     masked.set_weights(plain.get_weights())
     x = np.random.default_rng(0).random((5, 28, 28)).astype("float32")
@@ -94,7 +71,7 @@ def test_mask_is_of_padding_not_of_rows_without_ink(example):
     np.testing.assert_allclose(masked.predict(example.cut(x, 9), verbose=0), logits, atol=1e-5)
 
 
-def test_a_result_is_a_function_of_its_run(example, digits):
+def test_a_result_is_a_function_of_its_run(digits):
     data = example.load_digits(str(digits))
     run = example.Run("cut", 28, 7, 0.0, 300, 30, seed=0)
     first, other, again = (example.accuracies(r, data) for r in (run, run._replace(seed=1), run))
@@ -107,14 +84,13 @@ def test_a_result_is_a_function_of_its_run(example, digits):
 
 
 def run_script(digits, out):
-    command = [sys.executable, EXAMPLES / "should_you_untie.py", "--quick", "--seeds", "1", "--epochs", "1"]
-    command += ["--data", digits, "--out", out]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    options = ["--quick", "--seeds", 1, "--epochs", 1, "--data", digits, "--out", out]
+    code, stdout, stderr = finish(run("should_you_untie.py", *options))
+    assert code == 0, stderr
+    return stdout
 
 
-def test_script_writes_what_it_says_and_goes_on(example, digits, tmp_path):
+def test_script_writes_what_it_says_and_goes_on(digits, tmp_path):
     run_script(digits, tmp_path)
     written = (tmp_path / "results.csv").read_text()
     table = pd.read_csv(tmp_path / "results.csv")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import test_examples
 from conftest import BACKEND
-from test_examples import EXAMPLES, finish, run
+from test_examples import finish, run
 
 pytest.importorskip("keras_tuner", reason="keras-tuner is an extra: `untied-rnn[tuner]`")
 pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
@@ -44,7 +44,6 @@ def undisturbed(arguments, tmp_path_factory):
 
 @pytest.fixture
 def example(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "")  # to have what the example sets there taken back
     monkeypatch.delenv("KERASTUNER_TUNER_ID")
     import tune_hidden_size
