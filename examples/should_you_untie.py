@@ -218,7 +218,7 @@ def results(path: pathlib.Path, steps: int) -> pd.DataFrame:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", default="sample", help="sample, mnist or a .npz file in Keras's layout")
-    parser.add_argument("--seeds", type=positive, help="how many, from 0 (default 5, with --quick 2)")
+    parser.add_argument("--seeds", type=positive, help="how many, from 0 (default 5, with --quick 1)")
     parser.add_argument("--epochs", type=positive, default=2, help="of all digits; as many steps for fewer")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/should_you_untie"))
     parser.add_argument("--quick", action="store_true", help="tied and untied only: a look at it")
