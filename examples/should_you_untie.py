@@ -230,7 +230,7 @@ def main() -> None:
     tf.get_logger().setLevel("ERROR")  # else it warns that so many models were compiled
     data = load_digits(args.data)
     digits = len(data[0])
-    seeds, dial, few = (2, ENDS, ENDS) if args.quick else (5, BLOCK_SIZES, FEW)
+    seeds, dial, few = (1, ENDS, ENDS) if args.quick else (5, BLOCK_SIZES, FEW)
     steps = args.epochs * max(1, digits // BATCH_SIZE)
     path = args.out / "results.csv"
     try:
