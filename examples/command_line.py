@@ -19,6 +19,14 @@ def fail(what: str, error: Exception) -> NoReturn:
     sys.exit(f"error: {what}: {' '.join(str(error).split())}")
 
 
+def start(train: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Has a file that cannot be read or written end in one line."""
+    try:
+        train(args)
+    except OSError as error:
+        fail(f"cannot use --out {args.out}", error)
+
+
 def end_on_interrupt(message: str) -> None:
     """Has Ctrl-C end the process with `message`, at once, which no file that `replace` writes minds.
 

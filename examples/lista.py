@@ -11,11 +11,13 @@ import argparse
 import pathlib
 import sys
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
-from command_line import end_on_interrupt, fail, positive, replace
+from command_line import end_on_interrupt, fail, positive, replace, start
 from keras import ops
 from matplotlib.figure import Figure
 
@@ -64,7 +66,7 @@ def ista(a: np.ndarray, y: np.ndarray, lam: float, steps: int, momentum: bool = 
 class SoftThresholdCell(keras.Layer):
     """`x' = soft(x W + b, theta)`, where `b` is the input."""
 
-    def __init__(self, units: int, **kwargs):  # type: ignore[no-untyped-def]
+    def __init__(self, units: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.units = self.state_size = units
 
@@ -72,7 +74,7 @@ class SoftThresholdCell(keras.Layer):
         self.kernel = self.add_weight(name="kernel", shape=(self.units, self.units))
         self.threshold = self.add_weight(name="threshold", shape=(self.units,))
 
-    def call(self, inputs, states):  # type: ignore[no-untyped-def]
+    def call(self, inputs: Any, states: list) -> tuple:
         z = ops.matmul(states[0], self.kernel) + inputs
         x = ops.sign(z) * ops.relu(ops.abs(z) - ops.relu(self.threshold))
         return x, [x]
@@ -95,13 +97,13 @@ def unfolded(a: np.ndarray, lam: float, steps: int) -> keras.Model:
     return model
 
 
-def log_error(gamma: float):  # type: ignore[no-untyped-def]
+def log_error(gamma: float) -> Callable[[Any, Any], Any]:
     """The logarithm of the error of every step, weighted by `gamma ** (steps to go)`.
 
     Decibels are what is asked for. The earlier steps show the way, or the last ones would learn from nothing.
     """
 
-    def loss(codes, path):  # type: ignore[no-untyped-def]
+    def loss(codes: Any, path: Any) -> Any:
         errors = ops.sum(ops.square(path - ops.expand_dims(codes, 1)), axis=(0, 2))
         steps_to_go = ops.arange(path.shape[1] - 1, -1, -1, dtype=path.dtype)
         return ops.sum(gamma**steps_to_go * ops.log(errors / ops.sum(ops.square(codes))))
@@ -109,7 +111,7 @@ def log_error(gamma: float):  # type: ignore[no-untyped-def]
     return loss
 
 
-def decibels(codes, path):  # type: ignore[no-untyped-def]
+def decibels(codes: Any, path: Any) -> Any:
     """The error of the last step."""
     error = ops.sum(ops.square(path[:, -1] - codes)) / ops.sum(ops.square(codes))
     return 10 * ops.log(error) / np.log(10)
@@ -184,11 +186,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse()
-    try:
-        train(args)
-    except OSError as error:
-        fail(f"cannot use --out {args.out}", error)
+    start(train, parse())
 
 
 def train(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from command_line import end_on_interrupt, fail, positive, replace
+from command_line import end_on_interrupt, fail, positive, replace, start
 from digits import load_digits
 from matplotlib.figure import Figure
 
@@ -187,11 +187,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse()
-    try:
-        train(args)
-    except OSError as error:
-        fail(f"cannot use --out {args.out}", error)
+    start(train, parse())
 
 
 def train(args: argparse.Namespace) -> None:

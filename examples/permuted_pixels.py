@@ -13,7 +13,7 @@ import pathlib
 import keras
 import numpy as np
 import pandas as pd
-from command_line import end_on_interrupt, fail, positive, replace
+from command_line import end_on_interrupt, positive, replace, start
 from digits import load_digits
 from matplotlib.figure import Figure
 
@@ -137,11 +137,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse()
-    try:
-        train(args)
-    except OSError as error:
-        fail(f"cannot use --out {args.out}", error)
+    start(train, parse())
 
 
 def train(args: argparse.Namespace) -> None:
