@@ -10,7 +10,7 @@ from cases import B, I, T, U, randomised
 from conftest import BACKEND, DTYPE, EXACT
 from example_cells import CELLS
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 
 from matplotlib.colors import to_rgba
 from reference import simple_rnn
