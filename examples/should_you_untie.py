@@ -200,6 +200,7 @@ def draw(table: pd.DataFrame, path: pathlib.Path) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel("test accuracy")
         axes.grid(alpha=0.3)
+        axes.margins(y=0.2)  # room for the legend
         axes.legend()
     figure.savefig(path, dpi=90)
 
