@@ -125,14 +125,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--coarse", action="store_true", help="digits of 14 x 7 pixels: 98 timesteps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/permuted_pixels"))
-    parser.add_argument("--quick", action="store_true", help="--coarse, 32 units, 10 epochs")
+    parser.add_argument("--quick", action="store_true", help="--coarse --shift 0, 32 units, 10 epochs")
     args = parser.parse_args()
     if not 0 <= args.dropout < 1:
         parser.error(f"argument --dropout: expected from 0 to 1, received {args.dropout}")
     if args.shift < 0:
         parser.error(f"argument --shift: expected 0 or more, received {args.shift}")
     if args.quick:
-        args.coarse, args.units, args.epochs = True, 32, 10
+        args.coarse, args.shift, args.units, args.epochs = True, 0, 32, 10
     return args
 
 
