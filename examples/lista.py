@@ -1,7 +1,7 @@
 """Unfolds ISTA, an algorithm for sparse codes, into a network, and trains the weights of each step (LISTA).
 
     python examples/lista.py --quick    # a problem of a quarter of the size: a minute
-    python examples/lista.py            # 250 measurements of 500 coefficients: 10 minutes on two cores
+    python examples/lista.py            # 250 measurements of 500 coefficients: half an hour on two cores
 
 Codes x with a tenth of 500 entries other than zero are to be found from y = A x. Writes errors.csv,
 errors.png, weights.png and model.keras to `--out`.
