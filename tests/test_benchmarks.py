@@ -80,3 +80,18 @@ def test_no_timed_number_is_denormal_after_many_timesteps(cell, benchmark):
     sizes = np.abs(found["gradient of kernel"]).max(axis=(1, 2))
     assert sizes.min() > 1e-8
     assert sizes.max() < 10
+
+
+@pytest.mark.parametrize("cell", ["LISTA", "LAMP", "DetNet", "VarNet", "hedging"])
+def test_the_list_of_cells_is_the_loop_of_keras_if_all_weights_are_the_same(cell, benchmark):
+    unfolded = benchmark("unfolded")
+    problem = replace(unfolded.PROBLEMS[cell], timesteps=3, batch=2)
+    x, _ = problem.data()
+    cells = unfolded.ListOfCells(problem.cell, problem.timesteps)
+    tied = keras.layers.RNN(problem.cell())
+    sequences = np.repeat(x[:, None], problem.timesteps, axis=1) if problem.repeated else x
+    tied.build(sequences.shape)
+    cells.build(x.shape)
+    cells.set_weights(tied.get_weights() * problem.timesteps)
+    expected, outputs = (keras.ops.convert_to_numpy(layer(a)) for layer, a in ((tied, sequences), (cells, x)))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
