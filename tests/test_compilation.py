@@ -1,7 +1,12 @@
 """The form that the computation takes, and what compiles it."""
 
 import gc
+import os
+import re
 import shutil
+import subprocess
+import sys
+import textwrap
 import weakref
 
 import keras
@@ -11,10 +16,12 @@ from autodiff import outputs_and_gradients
 from conftest import BACKEND
 from keras import ops
 
-from untied_rnn import UntiedLSTM, UntiedRNN, UntiedSimpleRNN, recurrence
-from untied_rnn.compilation import fastest_form
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, recurrence
+from untied_rnn.compilation import WrittenOut, fastest_form
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
+
+on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
 
 
 @pytest.fixture
@@ -60,32 +67,144 @@ def test_one_layer_processes_sequences_of_many_lengths(x, unroll):
         np.testing.assert_allclose(received, whole[:, :length], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("timesteps", "form"), [(1, True), (32, True), (33, "loop"), (None, "loop")])
+@pytest.mark.parametrize(("timesteps", "written_out"), [(1, True), (32, True), (33, False), (None, False)])
+@pytest.mark.parametrize("compiler", ["xla", "graph", "eager"])
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_few_timesteps_are_written_out_and_others_are_a_loop(timesteps, form, gpus, machine_with):
+def test_few_timesteps_are_written_out_and_others_are_a_loop(
+    timesteps, written_out, compiler, gpus, machine_with
+):
     machine_with(gpus)
-    loop = 4 if gpus and BACKEND != "torch" else False
-    assert fastest_form(timesteps, few=32) is (loop if form == "loop" else form)
+    few = WrittenOut(**{"xla": 0, "graph": 0, "eager": 0, compiler: 32})
+    on_gpu = gpus and compiler == "xla" and BACKEND != "torch"
+    assert fastest_form(timesteps, compiler, few) is (4 if on_gpu else written_out)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
+@on_tensorflow
+@pytest.mark.parametrize(
+    ("function", "form"),
+    [({}, True), ({"jit_compile": True}, False), (None, False)],
+    ids=["graph", "XLA", "eager"],
+)
+def test_a_gated_layer_is_written_out_in_a_plain_graph_alone(x, function, form, monkeypatch):
+    import tensorflow as tf
+
+    received = []
+    scan = recurrence.scan
+    monkeypatch.setattr(
+        recurrence, "scan", lambda *args, **kwargs: received.append(kwargs["unroll"]) or scan(*args, **kwargs)
+    )
+    layer = UntiedLSTM(U)
+    layer.build(x.shape)
+    call = layer if function is None else tf.function(lambda x: layer(x), **function)
+    call(tf.constant(x))
+    assert received == [form]
+
+
+def training_step(layer, x):
+    """The loss and the gradients of all weights, by TensorFlow."""
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(x) ** 2)
+    return loss, tape.gradient(loss, [weight.value for weight in layer.trainable_weights])
+
+
+def xla_programs(function, *args):
+    """The functions within a graph that XLA must compile."""
+    import tensorflow as tf
+
+    graph = tf.function(lambda *args: function(*args), autograph=False).get_concrete_function(*args).graph
+    return [f.signature.name for f in graph.as_graph_def().library.function if f.attr["_XlaMustCompile"].b]
+
+
+@on_tensorflow
 @pytest.mark.parametrize(
     ("jit_compile", "gpus", "xla"),
     [(False, 1, False), (True, 0, True), ("auto", 0, False), ("auto", 1, True)],
 )
 def test_jit_compile_decides_whether_xla_runs(x, jit_compile, gpus, xla, machine_with):
-    """Seen in the graph itself: a function that XLA must compile, or none."""
     import tensorflow as tf
 
     machine_with(gpus)
     layer = UntiedSimpleRNN(U, jit_compile=jit_compile)
     layer(x)
-    graph = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec((B, T, I))).graph
-    marked = [f.signature.name for f in graph.as_graph_def().library.function if f.attr["_XlaMustCompile"].b]
-    assert bool(marked) == xla
+    assert bool(xla_programs(layer, tf.constant(x))) == xla
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="`jit_compile` is for TensorFlow")
+ALL = {
+    "written out": lambda: UntiedSimpleRNN(U, unroll=True, jit_compile=True),
+    "loop": lambda: UntiedSimpleRNN(U, unroll=False, jit_compile=True),
+    "masked": lambda: keras.Sequential([keras.layers.Masking(), UntiedLSTM(U, jit_compile=True)]),
+    "any cell": lambda: UntiedRNN(keras.layers.GRUCell(U), jit_compile=True),
+    "both directions": lambda: keras.layers.Bidirectional(UntiedGRU(U, jit_compile=True)),
+}
+
+
+@on_tensorflow
+@pytest.mark.parametrize("name", ALL)
+def test_no_program_of_xla_stands_within_another(x, name):
+    import tensorflow as tf
+
+    layer = ALL[name]()
+    layer.build(x.shape)
+
+    def nested(x):
+        """With the layer in a branch as well, whose graph lies within the program's."""
+        loss, gradients = training_step(layer, x)
+        return tf.cond(loss > 0, lambda: training_step(layer, x), lambda: (loss, gradients))
+
+    x = tf.constant(x)
+    assert xla_programs(layer, x)  # where nothing around compiles
+    program = tf.function(nested, jit_compile=True, autograph=False)
+    assert len(xla_programs(program, x)) == 1  # the program itself
+    for received, expected in zip(
+        tf.nest.flatten(program(x)), tf.nest.flatten(training_step(layer, x)), strict=True
+    ):
+        close(received, expected)
+
+
+@on_tensorflow
+def test_fit_and_predict_are_compiled_once_for_each_shape():
+    """Counted in TensorFlow's log: each line says how often a program has been compiled by now."""
+    script = """
+        import keras, numpy as np
+        from untied_rnn import UntiedGRU, UntiedRNN, UntiedSimpleRNN
+        layers = [
+            UntiedSimpleRNN(2, return_sequences=True, unroll=False, jit_compile=True),
+            UntiedGRU(2, return_sequences=True, jit_compile=True),
+            UntiedRNN(keras.layers.SimpleRNNCell(2), jit_compile=True),
+        ]
+        model = keras.Sequential([keras.Input((3, 2)), *layers])
+        model.compile("sgd", "mse", jit_compile=True)
+        model.fit(np.ones((8, 3, 2)), np.ones((8, 2)), batch_size=2, epochs=2, verbose=0)
+        model.predict(np.ones((8, 3, 2)), batch_size=2, verbose=0)
+    """
+    log = {"TF_CPP_VMODULE": "device_compilation_profiler=1", "TF_CPP_MIN_LOG_LEVEL": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, **log},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    times = re.findall(r"Compiled \w*one_step\w* (\d+) times", ran.stderr)
+    assert times == ["1", "1"]  # a training step and a prediction
+
+
+@on_tensorflow
+def test_a_layer_built_within_a_compiled_program_has_the_right_numbers(x):
+    import tensorflow as tf
+
+    layers = [UntiedSimpleRNN(U, jit_compile=True), UntiedLSTM(U, unroll=True, jit_compile=True)]
+    for layer in layers:
+        received = tf.function(layer.__call__, jit_compile=True, autograph=False)(tf.constant(x))
+        fresh = type(layer).from_config(layer.get_config() | {"jit_compile": False})
+        fresh.build(x.shape)
+        fresh.set_weights(layer.get_weights())
+        close(received, fresh(x))
+
+
+@on_tensorflow
 @pytest.mark.parametrize("activation", ["tanh", "silu"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_compiled_layer_has_second_order_gradients_in_eager_mode(activation, masked, rng):
@@ -109,7 +228,7 @@ def test_compiled_layer_has_second_order_gradients_in_eager_mode(activation, mas
         np.testing.assert_allclose(compiled, plain, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
+@on_tensorflow
 def test_new_batch_sizes_are_traced_twice_at_most(x, monkeypatch):
     layer = UntiedSimpleRNN(U, timesteps=T)
     traces = []
@@ -120,14 +239,14 @@ def test_new_batch_sizes_are_traced_twice_at_most(x, monkeypatch):
     assert len(traces) == 2
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
+@on_tensorflow
 def test_many_layers_are_no_frequent_tracing(x, caplog):
     for _ in range(8):
         UntiedSimpleRNN(U)(x)
     assert "retracing" not in caplog.text
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.function` is TensorFlow's")
+@on_tensorflow
 @pytest.mark.parametrize(
     "make",
     [lambda: UntiedLSTM(U), lambda: UntiedRNN(keras.layers.LSTMCell(U), unroll=True)],

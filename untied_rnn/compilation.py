@@ -1,66 +1,95 @@
-"""The form that a layer's computation takes: written out or a loop, and compiled by what."""
+"""What compiles a layer's computation, and the form that it takes for that compiler."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import keras
 
+# XLA; a plain graph of TensorFlow, made by what calls the layer (`fit`, a `tf.function`) and run many times;
+# or nothing around the layer, which is called eagerly.
+Compiler = Literal["xla", "graph", "eager"]
 
-def compiled(function: Callable, jit_compile: bool | str) -> Callable:
-    """`function` as a `tf.function` on TensorFlow; on other backends `function` itself.
+
+class Program:
+    """A pure function that compiles itself where nothing around it does.
+
+    On TensorFlow an eager call runs it as a `tf.function`, and XLA compiles that function, also as a part
+    of a plain graph, if `jit_compile` says so. Within a program for XLA it adds nothing, for on a GPU
+    TensorFlow compiles a program within a program again at every training step: measured on an H100, one of
+    28 timesteps took 1,500 ms in place of 4. On other backends it is the function itself.
 
     Args:
         function: Pure function of tensors, nested or `None`, and of hashable Python values, each new
             combination of which is traced once.
-        jit_compile: Whether XLA compiles it; `"auto"` where that pays.
+        jit_compile: Whether XLA compiles it. `"auto"` does so on a GPU, where a loop of small kernels becomes
+            a few. On a CPU each new shape would cost a compilation of 0.1 to 1.5 seconds, and within a plain
+            graph XLA gains nothing there (`python tests/benchmarks/compilation.py`).
     """
-    if keras.backend.backend() != "tensorflow":
-        return function
+
+    def __init__(self, function: Callable, jit_compile: bool | str):
+        self.function = function
+        self._use_xla = has_gpu() if jit_compile == "auto" else bool(jit_compile)
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            # TensorFlow warns of frequent tracing by code object, which all layers share; a `partial` has none.
+            self._graph = tf.function(
+                partial(function), jit_compile=self._use_xla, reduce_retracing=True, autograph=False
+            )
+
+    @property
+    def compiler(self) -> Compiler:
+        """What compiles a call that is made here."""
+        backend = keras.backend.backend()
+        if backend == "tensorflow":
+            return "xla" if self._use_xla else _around()
+        return "xla" if backend == "jax" else "eager"
+
+    def __call__(self, *args: Any) -> Any:
+        if keras.backend.backend() != "tensorflow" or _around() == "xla" or self.compiler == "graph":
+            return self.function(*args)
+        return self._graph(*args)
+
+
+def _around() -> Compiler:
+    """What compiles what TensorFlow runs here, if the layer does nothing."""
     import tensorflow as tf
 
-    use_xla = _xla_pays() if jit_compile == "auto" else jit_compile
-    # TensorFlow warns of frequent tracing by code object, which all layers share; a `partial` has none.
-    graph = tf.function(partial(function), jit_compile=use_xla, reduce_retracing=True, autograph=False)
+    # Private, since there is no public way to ask. TensorFlow's own operations ask so.
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-    def call(*args: Any) -> Any:
-        # Within another graph (`fit`, a user's `tf.function`, an export) only XLA needs a function of
-        # its own. A plain closure also keeps Keras and SavedModel from tracking the function.
-        return graph(*args) if use_xla or not tf.inside_function() else function(*args)
-
-    return call
+    if not tf.inside_function():
+        return "eager"
+    return "xla" if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()) else "graph"
 
 
-def _xla_pays() -> bool:
-    """On a GPU always: a loop of small kernels becomes a few. On a CPU not outside of `fit`.
-
-    Measured on 2 cores (`python tests/benchmarks/compilation.py`): there XLA takes 0.9 of the time of a
-    plain `tf.function` where the timesteps are a loop, and a little longer where they are written out, but
-    each new shape costs a compilation of 0.1 to 1.5 seconds, and nothing says that a shape will come back.
-    Under `fit` Keras compiles the whole step anyway.
-    """
-    return _has_gpu()
-
-
-def fastest_form(timesteps: int | None, few: int) -> bool | int:
-    """What `unroll="auto"` stands for: up to `few` timesteps are written out, more are a loop.
+class WrittenOut(NamedTuple):
+    """Up to how many timesteps are written out rather than a loop, by what compiles them.
 
     Written out, each product and its gradient are nodes of their own, which run on all cores and need no
-    copies of slices; a loop keeps the program, and its compilation, as small for any number of timesteps.
-    `few` is 32 for a simple RNN: measured on 2 cores under XLA, at 28 timesteps of 50 and 256 units and at 16
-    of 500 a training step takes 0.8 to 0.95 of the time of the loop's. At 100 timesteps of 512 units it took
-    25 seconds to compile.
-
-    On a GPU an iteration runs four timesteps, for each has a cost of its own. Measured on an H100 with
-    JAX, at 28 timesteps of 128 units: 0.72 (LSTM) and 0.66 (GRU) of a training step that runs one; eight gain
-    no more.
+    copies of slices. A loop keeps the program, and its compilation, as small for any number of timesteps.
     """
-    if timesteps is not None and timesteps <= few:
-        return True
-    return 4 if _has_gpu() else False
+
+    xla: int
+    graph: int
+    eager: int
 
 
-def _has_gpu() -> bool:
+def fastest_form(timesteps: int | None, compiler: Compiler, few: WrittenOut) -> bool | int:
+    """What `unroll="auto"` stands for: few timesteps are written out, more are a loop.
+
+    On a GPU XLA takes long to compile what is written out, and four timesteps in an iteration of a loop are
+    almost as fast. Measured on an H100, a training step of 28 timesteps of 50 units on TensorFlow: one, four
+    in an iteration, and all written out take 2.16, 0.71 and 0.52 ms, and the first call 2, 2 and 59 s. On JAX,
+    with an LSTM of 128 units, four take 0.72 of the time of one, and eight gain no more.
+    """
+    if compiler == "xla" and has_gpu():
+        return 4
+    return timesteps is not None and timesteps <= getattr(few, compiler)
+
+
+def has_gpu() -> bool:
     # Torch runs no loop, and Keras lists no devices for it.
     devices = [] if keras.backend.backend() == "torch" else keras.distribution.list_devices()
     return any(device.startswith("gpu") for device in devices)

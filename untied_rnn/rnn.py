@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from untied_rnn import arguments
-from untied_rnn.compilation import compiled, fastest_form
+from untied_rnn.compilation import Program, WrittenOut, fastest_form
 from untied_rnn.dial import DialLayer
 from untied_rnn.layer import Shape, Tensor
 from untied_rnn.recurrence import hold
@@ -54,11 +54,13 @@ class BaseUntiedRNN(DialLayer):
             next batch, which starts again at the first weights. Needs a defined batch size.
         unroll: `True` writes all timesteps out, which for few is faster; compilation grows with `T`.
             `False` loops over them. An integer is the number of timesteps that one iteration of
-            the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine.
+            the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine, among those
+            that compile in a few seconds.
         zero_output_for_mask: Whether the output is zero at masked timesteps, instead of the last
             unmasked output.
-        jit_compile: On TensorFlow, whether XLA compiles the layer also outside of `fit` (plain
-            calls, custom training loops). `"auto"` does so on a GPU. Other backends ignore it.
+        jit_compile: On TensorFlow, whether XLA compiles the layer where it does not compile what is around it:
+            in plain calls, custom training loops, and a `fit` that Keras does not compile with XLA, as on a
+            CPU. `"auto"` does so on a GPU. Other backends ignore it.
         **kwargs: Arguments of the base classes.
 
     Call arguments:
@@ -79,7 +81,7 @@ class BaseUntiedRNN(DialLayer):
         `keras.layers.Embedding(mask_zero=True)`, and are handed on with `return_sequences`.
     """
 
-    few_timesteps: ClassVar[int] = 0  # up to how many `unroll="auto"` writes out
+    few_timesteps: ClassVar[WrittenOut] = WrittenOut(xla=0, graph=0, eager=0)
     state_size: list[Any]
     output_size: int
 
@@ -101,7 +103,7 @@ class BaseUntiedRNN(DialLayer):
         # In a namespace so that Keras does not take the states for weights: another batch size would
         # then make files and `set_weights` fail.
         self._carried = SimpleNamespace(states=None)
-        self._run = compiled(self._sequence, self.jit_compile)
+        self._run = Program(self._sequence, self.jit_compile)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **arguments.config(self, BaseUntiedRNN.__init__)}
@@ -236,7 +238,9 @@ class BaseUntiedRNN(DialLayer):
         # initial state it comes under this name, or padding would be read as data.
         mask = sequences_mask if mask is None else mask
         states = self._initial_states(sequences, initial_state)
-        unroll = fastest_form(length, self.few_timesteps) if self.unroll == "auto" else self.unroll
+        unroll = self.unroll
+        if unroll == "auto":
+            unroll = fastest_form(length, self._run.compiler, self.few_timesteps)
         outputs, states = self._run(
             sequences,
             states,
