@@ -10,6 +10,7 @@ milliseconds of a batch over the list's as the median of each round's two.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
@@ -176,9 +177,10 @@ class Process(Worker):
 
 def serve(pipe: Connection, *contestant: Any) -> None:
     answers = Contestant(*contestant)
-    while True:
-        request, arguments = pipe.recv()
-        pipe.send((False, getattr(answers, request)(*arguments)))
+    with contextlib.suppress(EOFError):  # the other end has all that it asked for
+        while True:
+            request, arguments = pipe.recv()
+            pipe.send((False, getattr(answers, request)(*arguments)))
 
 
 class Race:

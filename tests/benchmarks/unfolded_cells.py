@@ -44,7 +44,9 @@ class LAMPCell(keras.Layer):
         # Not zero, where a square root has no gradient.
         noise = ops.sqrt(ops.mean(ops.square(v), axis=-1, keepdims=True) + 1e-12)
         x = soft(x + v @ self.b, self.theta * noise)
-        onsager = ops.mean(ops.cast(x != 0, x.dtype), axis=-1, keepdims=True) * 2  # 500 / 250
+        # How many are not zero, but continuous: a rounding error would change a count by one.
+        active = ops.stop_gradient(ops.minimum(100 * ops.abs(x), 1))
+        onsager = ops.mean(active, axis=-1, keepdims=True) * 2  # 500 / 250
         v = inputs - x @ self.a + onsager * v
         return x, [x, v]
 
