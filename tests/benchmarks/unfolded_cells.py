@@ -63,7 +63,8 @@ class DetNetCell(keras.Layer):
         signs, memory = self.state_size
         self.hidden = built(layers.Dense(160, "relu"), 3 * signs + memory)
         self.sign, self.memory = built(layers.Dense(signs), 160), built(layers.Dense(memory), 160)
-        self.slope = self.add_weight(name="slope", shape=(1,), initializer="ones")
+        # Small, or what rounding changes would grow from timestep to timestep.
+        self.slope = self.add_weight(name="slope", shape=(1,), initializer=keras.initializers.Constant(0.1))
 
     def call(self, inputs, states):
         x, v = states
