@@ -4,15 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from untied_rnn import arguments
 from untied_rnn.affine_rnn import AffineRNN
 from untied_rnn.arguments import KerasObject
+from untied_rnn.draws import StackInitializer, draw
 from untied_rnn.layer import Tensor
 from untied_rnn.recurrence import Activation, Gates
 from untied_rnn.slopes import is_known, slope
-from untied_rnn.timestep_weights import SeparateInitializer, initializer_at
 
 
 class _LSTMGates(Gates):
@@ -47,18 +48,15 @@ class _LSTMGates(Gates):
         return delta, delta, [0, d_c * f]
 
 
-class _UnitForgetBias(SeparateInitializer):
+class UnitForgetBias(StackInitializer):
     """An initializer, but ones for the forget gate, so that a cell remembers from the start."""
 
     def __init__(self, initializer: Callable[..., Tensor]):
         self.initializer = initializer
 
-    def at(self, weight_set: int) -> Callable[..., Tensor]:
-        return _UnitForgetBias(initializer_at(self.initializer, weight_set))
-
-    def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
-        i, f, g, o = ops.split(self.initializer(shape, dtype=dtype), 4)
-        return ops.concatenate([i, ops.ones_like(f), g, o])
+    def draw(self, sets: np.ndarray, total: int, shape: tuple[int, ...], dtype: str | None) -> Tensor:
+        i, f, g, o = ops.split(draw(self.initializer, sets, total, shape, dtype), 4, axis=-1)
+        return ops.concatenate([i, ops.ones_like(f), g, o], axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="untied_rnn")
@@ -136,4 +134,4 @@ class UntiedLSTM(AffineRNN):
 
     def initializer_of(self, role: str) -> Callable[..., Tensor]:
         initializer = super().initializer_of(role)
-        return _UnitForgetBias(initializer) if role == "bias" and self.unit_forget_bias else initializer
+        return UnitForgetBias(initializer) if role == "bias" and self.unit_forget_bias else initializer

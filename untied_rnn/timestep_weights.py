@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from untied_rnn.draws import draw
 from untied_rnn.regularizers import TimeSmoothness
 
 Tensor = Any
@@ -22,46 +23,23 @@ _ELEMENTWISE = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers
 
 
 class TimestepInitializer(keras.initializers.Initializer):
-    """Draws the weight of each set by itself.
+    """Draws the weight of each set as if alone.
 
     Args:
-        initializer: Callable `(shape, dtype)` for one weight; or a `SeparateInitializer`.
+        initializer: Callable `(shape, dtype)` for one weight; or a `StackInitializer`.
         sets: Numbers of the weight sets that are drawn; all from 0 on if not given.
+        total: Number of all weight sets, if others are drawn elsewhere.
     """
 
-    def __init__(self, initializer: Callable[..., Tensor], sets: np.ndarray | None = None):
-        self.initializer, self.sets = initializer, sets
+    def __init__(
+        self, initializer: Callable[..., Tensor], sets: np.ndarray | None = None, total: int | None = None
+    ):
+        self.initializer, self.sets, self.total = initializer, sets, total
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
-        sets = range(shape[0]) if self.sets is None else self.sets
-        draws = (initializer_at(self.initializer, int(s)) for s in sets)
-        return ops.stack([draw(tuple(shape[1:]), dtype=dtype) for draw in draws])
-
-
-class SeparateInitializer(keras.initializers.Initializer):
-    """An initializer that knows itself what differs between weight sets."""
-
-    def at(self, weight_set: int) -> Callable[..., Tensor]:
-        """The initializer of one weight."""
-        raise NotImplementedError
-
-
-def initializer_at(initializer: Callable[..., Tensor], weight_set: int) -> Callable[..., Tensor]:
-    """The initializer of one weight set.
-
-    Keras initializers with an integer seed return the same values at every call; here each set gets its own
-    seed, derived from that one, so that the weights differ but are reproducible.
-    """
-    if isinstance(initializer, SeparateInitializer):
-        return initializer.at(weight_set)
-    seed = getattr(initializer, "seed", None)
-    if not isinstance(seed, int):  # not random, or a `SeedGenerator` that moves on by itself
-        return initializer
-    # Hashed, not counted up: else layers with seeds 0 and 1 would share all but one weight.
-    seeds = np.random.SeedSequence(seed % 2**64).generate_state(weight_set + 1)
-    keras_initializer: Any = initializer
-    config = {**keras_initializer.get_config(), "seed": int(seeds[weight_set])}
-    return keras_initializer.from_config(config)
+        count, *one = shape
+        sets = np.arange(count) if self.sets is None else self.sets
+        return draw(self.initializer, sets, self.total or count, tuple(one), dtype)
 
 
 class TimestepRegularizer(keras.regularizers.Regularizer):
@@ -136,7 +114,7 @@ def add_timestep_weight(
     """Adds the variable `name` of shape `(len(sets), *shape)` to `layer`.
 
     Args:
-        layer: The layer that owns the variable.
+        layer: The layer that owns the variable, and whose `sharing` counts all weight sets.
         name: Name of the variable.
         sets: Numbers of the separate weights that it holds.
         shape: Shape of the weight that one timestep uses.
@@ -147,7 +125,7 @@ def add_timestep_weight(
     return layer.add_weight(
         name=name,
         shape=(len(sets), *shape),
-        initializer=TimestepInitializer(initializer, sets),
+        initializer=TimestepInitializer(initializer, sets, layer.sharing.sets),
         regularizer=penalty,
         constraint=None if constraint is None else TimestepConstraint(constraint),
         trainable=trainable,
