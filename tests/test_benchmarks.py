@@ -82,6 +82,111 @@ def test_no_timed_number_is_denormal_after_many_timesteps(cell, benchmark):
     assert sizes.max() < 10
 
 
+FAULTY = """
+import os
+import time
+
+from problems import WEIGHTS, reference
+
+poisoned = False
+
+
+class Fine:
+    tied = False
+
+    def __init__(self, problem):
+        self.found = reference(problem, tied=False)
+
+    def forward(self):
+        return self.found["state"]
+
+    def step(self):
+        if poisoned:
+            raise RuntimeError("poisoned")
+
+    def current_weights(self):
+        return [self.found[f"updated {name}"] for name in WEIGHTS]
+
+
+class Wrong(Fine):
+    def forward(self):
+        return 1.1 * self.found["state"]
+
+
+class Hanging(Fine):
+    def step(self):
+        time.sleep(1000)
+
+
+class Raising(Fine):
+    def step(self):
+        raise ValueError("raised")
+
+
+class Dying(Fine):
+    def step(self):
+        os._exit(1)
+
+
+class Poisonous(Fine):
+    def step(self):
+        global poisoned
+        poisoned = True
+        raise ValueError("poison")
+
+
+def description():
+    return "faulty", False
+
+
+def gpu_contestants(problem):
+    makers = (Fine, Wrong, Hanging, Raising, Dying, Poisonous)
+    contestants = {maker.__name__: ("peer", "step", maker) for maker in makers}
+    return {**contestants, "Last": ("slow", "step", Fine)}
+"""
+
+
+def test_a_faulty_contestant_costs_the_gpu_benchmark_its_own_row_only(
+    benchmark, monkeypatch, tmp_path, capsys
+):
+    gpu, workers = benchmark("gpu"), benchmark("workers")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(workers.LIBRARIES, "faulty", ("faulty", {}))
+    monkeypatch.setitem(workers.LIBRARIES, "absent", ("not_installed", {}))
+    session = gpu.Session(tmp_path, limit=3, minutes=5, at_least=0.0, only=[])
+    task = gpu.Task.of(gpu.TINY)
+    session.start(["absent", "faulty"])
+    session.run("tiny", task, seconds=300)
+    session.run("late", task, seconds=0)
+    session.summary()
+    session.close()
+
+    notes = {name: row["note"] for name, row in session.rows["tiny"].items()}
+    assert notes == {
+        "Fine": "",
+        "Wrong": "differs from the plain loop",
+        "Hanging": "first_call: stopped at the limit",
+        "Raising": "first_call: ValueError: raised",
+        "Dying": "first_call: the process died",
+        "Poisonous": "first_call: ValueError: poison",
+        "Last": "",
+    }
+    assert session.best("tiny", "step", "*")[1] in ("Fine", "Last")
+    assert session.not_run == {"tiny": [], "late": list(session.rows["tiny"])}
+    assert "absent: left out (" in capsys.readouterr().out
+    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == 1 + len(notes)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_gpu_benchmark_knows_stages_and_modes(cell, benchmark):
+    gpu, measurements = benchmark("gpu"), benchmark("gpu_measurements")
+    library = benchmark("contestants.with_tensorflow")
+    for stage, mode, _ in library.gpu_contestants(replace(gpu.TINY, cell=cell)).values():
+        assert stage in gpu.STAGES
+        assert mode in measurements.CALLS
+
+
 @pytest.mark.parametrize("cell", ["LISTA", "LAMP", "DetNet", "VarNet", "hedging"])
 def test_the_list_of_cells_is_the_loop_of_keras_if_all_weights_are_the_same(cell, benchmark):
     unfolded = benchmark("unfolded")

@@ -4,7 +4,7 @@ import importlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,27 +16,33 @@ TOLERANCE = 1e-4
 
 # Name: module of contestants, environment. Set before the library is imported.
 LIBRARIES = {
-    "tensorflow": ("with_tensorflow", {"KERAS_BACKEND": "tensorflow"}),
-    "jax": ("with_jax", {"KERAS_BACKEND": "jax"}),
-    "torch": ("with_torch", {"KERAS_BACKEND": "torch"}),
-    "numpy, 1 thread": ("with_numpy", {"OPENBLAS_NUM_THREADS": "1"}),
-    "numpy, all threads": ("with_numpy", {}),
+    "tensorflow": ("contestants.with_tensorflow", {"KERAS_BACKEND": "tensorflow"}),
+    "jax": ("contestants.with_jax", {"KERAS_BACKEND": "jax"}),
+    "torch": ("contestants.with_torch", {"KERAS_BACKEND": "torch"}),
+    "numpy, 1 thread": ("contestants.with_numpy", {"OPENBLAS_NUM_THREADS": "1"}),
+    "numpy, all threads": ("contestants.with_numpy", {}),
 }
 
 
 class Worker:
-    """A library in a process of its own; dies with its parent."""
+    """A library in a process of its own; dies with its parent.
 
-    def __init__(self, library: str):
+    Args:
+        library: One of `LIBRARIES`.
+        answers: Made there of the name of the module of contestants. Requests are names of its methods.
+        settings: Environment beside the library's own.
+    """
+
+    def __init__(self, library: str, answers: type | None = None, settings: Mapping[str, str] | None = None):
         module, environment = LIBRARIES[library]
         context = multiprocessing.get_context("spawn")
         before = dict(os.environ)
         # OpenBLAS would else use the kernels of another processor.
         for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
             os.environ.pop(name, None)
-        os.environ.update(environment, TF_CPP_MIN_LOG_LEVEL="3")
+        os.environ.update(environment, TF_CPP_MIN_LOG_LEVEL="3", **(settings or {}))
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, module), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, answers or Answers, module), daemon=True)
         self.process.start()
         theirs.close()
         os.environ.clear()
@@ -44,13 +50,14 @@ class Worker:
 
     def ask(self, request: str, *arguments: Any, limit: float = 300) -> Any:
         """The answer; raises `RuntimeError` with what went wrong, `TimeoutError` after `limit` seconds."""
-        self.pipe.send((request, arguments))
-        if not self.pipe.poll(limit):
-            self.close()
-            raise TimeoutError(f"no answer in {limit:.0f} s")
         try:
+            self.pipe.send((request, arguments))
+            if not self.pipe.poll(limit):
+                self.close()
+                raise TimeoutError(f"no answer in {limit:.0f} s")
             failed, answer = self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
+            self.close()
             raise RuntimeError("the process died") from None
         if failed:
             raise RuntimeError(answer)
@@ -61,8 +68,8 @@ class Worker:
         self.process.join()
 
 
-def _serve(pipe: Connection, module: str) -> None:
-    answers = _Answers(module)
+def _serve(pipe: Connection, make_answers: type, module: str) -> None:
+    answers = make_answers(module)
     while True:
         request, arguments = pipe.recv()
         try:
@@ -71,14 +78,14 @@ def _serve(pipe: Connection, module: str) -> None:
             pipe.send((True, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
 
 
-class _Answers:
+class Answers:
     def __init__(self, module: str):
         self.module_name = module
         self.made: dict[tuple[Problem, str], Any] = {}
 
     def enter(self, problem: Problem) -> dict[str, str]:
         """What the library can enter: names and kinds. Raises where it is not installed."""
-        self.module = importlib.import_module(f"contestants.{self.module_name}")
+        self.module = importlib.import_module(self.module_name)
         return {name: kind for name, (kind, _) in self.module.contestants(problem).items()}
 
     def tiny_error(self, problem: Problem, name: str) -> float:
@@ -119,6 +126,10 @@ class _Answers:
 
 def seconds_per_call(call: Callable[[], Any], at_least: float) -> float:
     call()  # caches and threads as this call leaves them, not as another did
+    return mean_seconds(call, at_least)
+
+
+def mean_seconds(call: Callable[[], Any], at_least: float) -> float:
     calls, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < at_least or not calls:
         call()

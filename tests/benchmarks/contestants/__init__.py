@@ -2,6 +2,10 @@
 
 The kinds are `ours`, `untied`, `tied` and `floor`. A contestant has
 
-- `forward()`, `gradients()` and `step()`, which return when the result is there, and
-- `results()`: what `problems.reference` returns, after one `step()`.
+- `forward()`, `gradients()` and `step()`, which return when the result is there,
+- `results()`: what `problems.reference` returns, after one `step()`, and
+- where it enters `gpu.py`, too: `tied`, and `current_weights()` as `problems.WEIGHTS` has them.
+
+`gpu_contestants(problem)` has stage (of `gpu.STAGES`) and mode (of `gpu_measurements.CALLS`) in place of the
+kind, and `description()` tells on what the library runs.
 """

@@ -1,12 +1,14 @@
 """TensorFlow: this layer, the notebook's way, a list of cells, and Keras's tied layer."""
 
 from functools import partial
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from problems import EPSILON, RHO, WEIGHTS, Problem
 
+from contestants.fitting import Fitting
 from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
 
 # Cell: this layer, Keras's tied one and its arguments, Keras's cell.
@@ -21,6 +23,8 @@ tf.get_logger().setLevel("ERROR")  # each contestant is traced anew: that is mea
 
 class Contestant:
     """Subclasses define `make()`, of `self.variables` (W, U and b, in one piece or many), and `state(x)`."""
+
+    tied = False
 
     def __init__(self, problem: Problem, jit_compile: bool):
         self.problem, self.jit_compile = problem, jit_compile
@@ -66,18 +70,36 @@ class Contestant:
         return {
             "state": state,
             **{f"gradient of {name}": g for name, g in zip(WEIGHTS, self.stacked(gradients), strict=True)},
-            **{f"updated {name}": w for name, w in zip(WEIGHTS, self.stacked(self.variables), strict=True)},
+            **{f"updated {name}": w for name, w in zip(WEIGHTS, self.current_weights(), strict=True)},
         }
+
+    def current_weights(self) -> list[np.ndarray]:
+        return self.stacked(self.variables)
 
     def stacked(self, tensors: list) -> list[np.ndarray]:
         """W, U and b, each as one array, from a list like `self.variables`."""
         return [np.asarray(keras.ops.convert_to_numpy(tensor)) for tensor in tensors]
 
 
-class KerasModel(Contestant):
-    """A layer as users have it: in a model, with a Keras optimizer. Subclasses define `layer()`."""
+class KerasModel(Fitting, Contestant):
+    """A layer as users have it: in a model, with a Keras optimizer. Subclasses define `layer()`.
 
-    tied = False
+    Args:
+        problem: What it computes.
+        jit_compile: Whether XLA compiles `forward()`, `gradients()` and `step()`.
+        options: Arguments of the layer.
+        compile_options: Arguments of `model.compile`, for `fit` and `predict`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        jit_compile: bool,
+        options: dict[str, Any] | None = None,
+        compile_options: dict[str, Any] | None = None,
+    ):
+        self.options, self.compile_options = options or {}, compile_options or {}
+        super().__init__(problem, jit_compile)
 
     def make(self) -> None:
         p = self.problem
@@ -104,7 +126,7 @@ class KerasModel(Contestant):
 
 class Untied(KerasModel):
     def layer(self) -> keras.Layer:
-        return LAYERS[self.problem.cell][0](self.problem.units)
+        return LAYERS[self.problem.cell][0](self.problem.units, **self.options)
 
 
 class Tied(KerasModel):
@@ -113,7 +135,7 @@ class Tied(KerasModel):
 
     def layer(self) -> keras.Layer:
         _, layer, options, _ = LAYERS[self.problem.cell]
-        return layer(self.problem.units, unroll=self.unroll, **options)
+        return layer(self.problem.units, unroll=self.unroll, **{**options, **self.options})
 
 
 class TiedUnrolled(Tied):
@@ -200,3 +222,50 @@ def contestants(problem: Problem) -> dict[str, tuple]:
         for name, (kind, maker) in entries.items()
         for xla in (True, False)
     }
+
+
+def gpu_contestants(problem: Problem) -> dict[str, tuple]:
+    """What `gpu.py` enters from this library: name, and its stage, mode and maker."""
+    untied, simple = partial(Untied, jit_compile=True), problem.cell == "simple"
+    by_keras = partial(Tied, jit_compile=False, options={} if simple else {"use_cudnn": "auto"})
+    tied = f"tied {LAYERS[problem.cell][1].__name__}"
+    entries = {
+        "this layer, TensorFlow XLA": ("default", "step", untied),
+        "this layer, TensorFlow fit": ("default", "fit", untied),
+        "this layer, TensorFlow": ("default", "step", partial(Untied, jit_compile=False)),
+        "this layer, jit_compile=False, TensorFlow fit": (
+            *("default", "fit"),
+            partial(untied, options={"jit_compile": False}),
+        ),
+        f"{tied}, TensorFlow": ("peer", "step", by_keras),
+        f"{tied}, TensorFlow fit": ("peer", "fit", by_keras),
+        f"{tied}, TensorFlow XLA": ("form", "step", partial(Tied, jit_compile=True)),
+        "this layer, TensorFlow fit, compile(jit_compile=False)": (
+            *("peer", "fit"),
+            partial(untied, compile_options={"jit_compile": False}),
+        ),
+    }
+    written_out = "slow" if problem.timesteps > 100 else "peer"  # to compile
+    for name, maker in (("variable per timestep", Notebook), ("list of cells", CellList)):
+        for xla in (True, False):
+            if simple or maker is not Notebook:  # the notebook has no other
+                kind = " XLA" if xla else ""
+                entries[f"{name}, TensorFlow{kind}"] = written_out, "step", partial(maker, jit_compile=xla)
+    for unroll in (4, 8, False, 14, 2, True):
+        if unroll < problem.timesteps:  # more is `True`
+            stage = "slow" if unroll is True else "form"
+            form = partial(untied, options={"unroll": unroll})
+            entries[f"this layer, unroll={unroll}, TensorFlow XLA"] = stage, "step", form
+    return entries
+
+
+def description() -> tuple[str, bool]:
+    """Versions, device and precision; whether the device is a GPU."""
+    build, gpus = tf.sysconfig.get_build_info(), tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    tensor_float = "on" if tf.config.experimental.tensor_float_32_execution_enabled() else "off"
+    return (
+        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
+        f"built for CUDA {build.get('cuda_version', '-')} and cuDNN {build.get('cudnn_version', '-')}, "
+        f"on {', '.join(names) or 'the CPU'}, TensorFloat-32 {tensor_float}"
+    ), bool(gpus)
