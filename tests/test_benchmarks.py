@@ -154,15 +154,15 @@ def test_a_faulty_contestant_costs_the_gpu_benchmark_its_own_row_only(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(workers.LIBRARIES, "faulty", ("faulty", {}))
     monkeypatch.setitem(workers.LIBRARIES, "absent", ("not_installed", {}))
-    session = gpu.Session(tmp_path, limit=3, minutes=5, at_least=0.0, only=[])
+    race = gpu.Race(tmp_path, limit=3, minutes=5, at_least=0.0, only=[])
     task = gpu.Task.of(gpu.TINY)
-    session.start(["absent", "faulty"])
-    session.run("tiny", task, seconds=300)
-    session.run("late", task, seconds=0)
-    session.summary()
-    session.close()
+    race.start(["absent", "faulty"])
+    race.run("tiny", task, seconds=300)
+    race.run("late", task, seconds=0)
+    race.summary()
+    race.close()
 
-    notes = {name: row["note"] for name, row in session.rows["tiny"].items()}
+    notes = {name: row["note"] for name, row in race.rows["tiny"].items()}
     assert notes == {
         "Fine": "",
         "Wrong": "differs from the plain loop",
@@ -172,8 +172,8 @@ def test_a_faulty_contestant_costs_the_gpu_benchmark_its_own_row_only(
         "Poisonous": "first_call: ValueError: poison",
         "Last": "",
     }
-    assert session.best("tiny", "step", "*")[1] in ("Fine", "Last")
-    assert session.not_run == {"tiny": [], "late": list(session.rows["tiny"])}
+    assert race.best("tiny", "step", "*")[1] in ("Fine", "Last")
+    assert race.not_run == {"tiny": [], "late": list(race.rows["tiny"])}
     assert "absent: left out (" in capsys.readouterr().out
     assert len((tmp_path / "gpu.csv").read_text().splitlines()) == 1 + len(notes)
 

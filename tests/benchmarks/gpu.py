@@ -69,7 +69,7 @@ TOLERANCE = 0.02  # TensorFloat-32 alone makes differences of up to 0.008, where
 SLOW_FIRST_CALL = 20.0  # seconds: beyond, a contestant is not counted
 
 
-class Session:
+class Race:
     """Measures until the time is over, and prints each row at once."""
 
     def __init__(self, out: pathlib.Path, limit: float, minutes: float, at_least: float, only: list[str]):
@@ -226,16 +226,16 @@ def main() -> None:
     if args.smoke:
         problems = {"tiny": replace(TINY, timesteps=3)}
 
-    session = Session(args.out, args.limit, args.minutes, 0.0 if args.smoke else 0.3, args.only)
+    race = Race(args.out, args.limit, args.minutes, 0.0 if args.smoke else 0.3, args.only)
     print(f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}", flush=True)
     with ThreadPoolExecutor(1) as pool:
         tasks = [pool.submit(Task.of, problem) for problem in problems.values()]
-        session.start(args.libraries)
+        race.start(args.libraries)
         for i, (shape, task) in enumerate(zip(problems, tasks, strict=True)):
-            session.run(shape, task.result(), session.left() / (len(problems) - i))
-    session.summary()
-    session.close()
-    rows = [row for of_shape in session.rows.values() for row in of_shape.values()]
+            race.run(shape, task.result(), race.left() / (len(problems) - i))
+    race.summary()
+    race.close()
+    rows = [row for of_shape in race.rows.values() for row in of_shape.values()]
     if not rows or (args.smoke and any(row["note"] for row in rows)):
         sys.exit("error: not all that should be timed was")
 
