@@ -43,8 +43,8 @@ class AffineRNN(BaseUntiedRNN):
 
     gates: Gates
     # Of an LSTM and a GRU, measured on 2 cores: written out, a training step in a plain graph takes 0.67 to
-    # 0.9 of the loop's time, at 28 to 100 timesteps of 64 to 256 units, and the first call 0.1 s more for each
-    # timestep. Under XLA the loop is as fast, and compiles in a tenth of the time.
+    # 0.9 of the loop's time, at 28 to 100 timesteps of 64 to 256 units, and the first call 0.1 s more for
+    # each timestep. Under XLA the loop is as fast, and compiles in a tenth of the time.
     few_timesteps = WrittenOut(xla=0, graph=32, eager=0)
 
     def __init__(

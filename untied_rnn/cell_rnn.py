@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from untied_rnn.compilation import WrittenOut
 from untied_rnn.draws import StackInitializer, initializer_at, is_drawn_in_one_pass, is_elementwise
 from untied_rnn.layer import Shape, Tensor
 from untied_rnn.lstm import UnitForgetBias
@@ -72,6 +73,10 @@ class UntiedRNN(BaseUntiedRNN):
     """
 
     tied_class = keras.layers.RNN
+    # Measured on 2 cores (`python tests/benchmarks/unfolded.py`): written out, a training step takes 0.65 to
+    # 0.95 of the loop's time in a plain graph, and with convolutions a third of it under XLA, which takes
+    # seconds for each timestep to compile some cells.
+    few_timesteps = WrittenOut(xla=16, graph=32, eager=0)
 
     def __init__(self, cell: Any, timesteps: int | None = None, **kwargs: Any):
         if isinstance(cell, (list, tuple)):

@@ -33,7 +33,8 @@ class Program:
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
-            # TensorFlow warns of frequent tracing by code object, which all layers share; a `partial` has none.
+            # TensorFlow warns of frequent tracing by code object, which all layers share; a `partial` has
+            # none.
             self._graph = tf.function(
                 partial(function), jit_compile=self._use_xla, reduce_retracing=True, autograph=False
             )
@@ -81,8 +82,8 @@ def fastest_form(timesteps: int | None, compiler: Compiler, few: WrittenOut) -> 
 
     On a GPU XLA takes long to compile what is written out, and four timesteps in an iteration of a loop are
     almost as fast. Measured on an H100, a training step of 28 timesteps of 50 units on TensorFlow: one, four
-    in an iteration, and all written out take 2.16, 0.71 and 0.52 ms, and the first call 2, 2 and 59 s. On JAX,
-    with an LSTM of 128 units, four take 0.72 of the time of one, and eight gain no more.
+    in an iteration, and all written out take 2.16, 0.71 and 0.52 ms, and the first call 2, 2 and 59 s. On
+    JAX, with an LSTM of 128 units, four take 0.72 of the time of one, and eight gain no more.
     """
     if compiler == "xla" and has_gpu():
         return 4

@@ -54,13 +54,13 @@ class BaseUntiedRNN(DialLayer):
             next batch, which starts again at the first weights. Needs a defined batch size.
         unroll: `True` writes all timesteps out, which for few is faster; compilation grows with `T`.
             `False` loops over them. An integer is the number of timesteps that one iteration of
-            the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine, among those
-            that compile in a few seconds.
+            the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine, among
+            those that compile in a few seconds.
         zero_output_for_mask: Whether the output is zero at masked timesteps, instead of the last
             unmasked output.
-        jit_compile: On TensorFlow, whether XLA compiles the layer where it does not compile what is around it:
-            in plain calls, custom training loops, and a `fit` that Keras does not compile with XLA, as on a
-            CPU. `"auto"` does so on a GPU. Other backends ignore it.
+        jit_compile: On TensorFlow, whether XLA compiles the layer where it does not compile what is around
+            it: in plain calls, custom training loops, and a `fit` that Keras does not compile with XLA, as on
+            a CPU. `"auto"` does so on a GPU. Other backends ignore it.
         **kwargs: Arguments of the base classes.
 
     Call arguments:
