@@ -16,7 +16,7 @@ from autodiff import outputs_and_gradients
 from conftest import BACKEND
 from keras import ops
 
-from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, recurrence
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, cell_rnn, recurrence
 from untied_rnn.compilation import WrittenOut, fastest_form
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
@@ -44,18 +44,27 @@ def close(received, expected):
     np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture
+def forms(monkeypatch):
+    """The `unroll` of every loop that runs."""
+    received, scan = [], recurrence.scan
+
+    def spy(*args, unroll, **options):
+        received.append(unroll)
+        return scan(*args, unroll=unroll, **options)
+
+    for module in (recurrence, cell_rnn):
+        monkeypatch.setattr(module, "scan", spy)
+    return received
+
+
 @pytest.mark.parametrize(("unroll", "form"), [(False, False), (True, True), (2, 2), ("auto", True)])
-def test_unroll_reaches_every_loop(x, unroll, form, monkeypatch):
-    received = []
-    scan = recurrence.scan
-    monkeypatch.setattr(
-        recurrence, "scan", lambda *args, **kwargs: received.append(kwargs["unroll"]) or scan(*args, **kwargs)
-    )
+def test_unroll_reaches_every_loop(x, unroll, form, forms):
     layer = UntiedSimpleRNN(U, unroll=unroll)
     layer.build(x.shape)
     outputs_and_gradients(layer, x, [np.ones((B, U))], mask=np.ones((B, T), bool))
-    assert len(received) >= 2  # the states, the held outputs, and what gradients there are
-    assert set(received) == {form}
+    assert len(forms) >= 2  # the states, the held outputs, and what gradients there are
+    assert set(forms) == {form}
 
 
 @pytest.mark.parametrize("unroll", [False, True, 2, "auto"])
@@ -81,23 +90,23 @@ def test_few_timesteps_are_written_out_and_others_are_a_loop(
 
 @on_tensorflow
 @pytest.mark.parametrize(
-    ("function", "form"),
-    [({}, True), ({"jit_compile": True}, False), (None, False)],
-    ids=["graph", "XLA", "eager"],
+    ("make", "written_out"),
+    [
+        (lambda: UntiedSimpleRNN(U), {"graph", "xla", "eager"}),
+        (lambda: UntiedLSTM(U), {"graph"}),
+        (lambda: UntiedRNN(keras.layers.GRUCell(U)), {"graph", "xla"}),
+    ],
+    ids=["simple", "gated", "any cell"],
 )
-def test_a_gated_layer_is_written_out_in_a_plain_graph_alone(x, function, form, monkeypatch):
+@pytest.mark.parametrize("compiler", ["xla", "graph", "eager"])
+def test_the_form_depends_on_what_compiles_the_layer(x, make, written_out, compiler, forms):
     import tensorflow as tf
 
-    received = []
-    scan = recurrence.scan
-    monkeypatch.setattr(
-        recurrence, "scan", lambda *args, **kwargs: received.append(kwargs["unroll"]) or scan(*args, **kwargs)
-    )
-    layer = UntiedLSTM(U)
+    layer = make()
     layer.build(x.shape)
-    call = layer if function is None else tf.function(lambda x: layer(x), **function)
+    call = layer if compiler == "eager" else tf.function(lambda x: layer(x), jit_compile=compiler == "xla")
     call(tf.constant(x))
-    assert received == [form]
+    assert forms == [compiler in written_out]
 
 
 def training_step(layer, x):

@@ -25,6 +25,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 import tensorflow as tf
+from contestants.fitting import without_autotune
 from unfolded_cells import DetNetCell, HedgingCell, LAMPCell, LISTACell, ListOfCells, VarNetCell
 from workers import TOLERANCE, Worker
 
@@ -127,6 +128,7 @@ class Contestant:
         model.compile(keras.optimizers.Adam(1e-9), "mse", jit_compile=self.jit_compile)
         # Cached, and of batches whose size is not known before they come.
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(problem.batch).cache().repeat()
+        data = without_autotune(data)
 
         def fit(watch: Stopwatch) -> np.ndarray:
             history = model.fit(data, steps_per_epoch=MANY, shuffle=False, verbose=0, callbacks=[watch])

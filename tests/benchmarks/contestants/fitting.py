@@ -8,6 +8,15 @@ import keras
 import numpy as np
 
 
+def without_autotune(data: Any) -> Any:
+    """A `tf.data.Dataset` that ends at once: its tuning thread, which may sleep a minute, is left out."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
+
+
 class Fitting:
     """Has a `problem` and a Keras `model`. One call is one `fit` or `predict`, of `fit_steps` batches."""
 
@@ -23,7 +32,7 @@ class Fitting:
             tf.config.set_visible_devices([], "GPU")  # it only brings the data
         x, y = (np.concatenate([array] * 4) for array in self.problem.data())
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(self.problem.batch)
-        return data.cache().repeat().prefetch(tf.data.AUTOTUNE)
+        return without_autotune(data.cache().repeat().prefetch(2))
 
     def compile(self) -> None:
         if not self.model.compiled:
