@@ -74,8 +74,8 @@ class UntiedRNN(BaseUntiedRNN):
 
     tied_class = keras.layers.RNN
     # Measured on 2 cores (`python tests/benchmarks/unfolded.py`), at 12 to 30 timesteps: written out, a
-    # training step takes 0.6 to 0.9 of the loop's time, and with convolutions under XLA a third. The first call
-    # takes 0.1 s for each timestep in a plain graph and 0.2 to 0.4 under XLA, half of a list's.
+    # training step takes 0.6 to 0.9 of the loop's time, and with convolutions under XLA a third. The first
+    # call takes 0.1 s for each timestep in a plain graph and 0.2 to 0.4 under XLA, half of a list's.
     few_timesteps = WrittenOut(xla=32, graph=32, eager=0)
 
     def __init__(self, cell: Any, timesteps: int | None = None, **kwargs: Any):

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from problems import SHAPES, TINY, WEIGHTS, Problem, reference
+from problems import SHAPES, TINY, WEIGHTS, Problem, run
 from workers import TOLERANCE, Worker, mean_seconds
 
 SLOW_FIRST_CALL = 20.0  # seconds
@@ -41,7 +41,7 @@ class Answers:
     def __init__(self, module: str):
         pass
 
-    def make(self, problem: Problem, name: str) -> float:
+    def make(self, problem: Problem, name: str, stacks: dict[str, np.ndarray]) -> float:
         """The seconds of the first `fit`, of one step."""
         from contestants import by_hand
         from contestants.with_tensorflow import LAYERS, Fitting, keras
@@ -58,7 +58,7 @@ class Answers:
         self.model = keras.Sequential([keras.Input((timesteps, problem.input_dim)), layer])
         self.problem, self.runner = problem, Fitting()
         self.runner.problem, self.runner.model = problem, self.model
-        self.set_weights(problem.weights(tied=name == "tied layer"))
+        self.set_weights(stacks)
         if name.endswith("compile(jit_compile=True)"):
             self.runner.compile_options = {"jit_compile": True}
         self.runner.compile()
@@ -77,9 +77,8 @@ class Answers:
         else:
             self.model.set_weights([array[0] for array in arrays])
 
-    def error(self, tied: bool) -> float:
+    def error(self, expected: np.ndarray) -> float:
         x, _ = self.problem.data()
-        expected = reference(self.problem, tied)["state"]
         received = self.model.predict(x, batch_size=self.problem.batch, verbose=0)
         return float(np.abs(received - expected).max() / np.abs(expected).max())
 
@@ -96,11 +95,13 @@ def race(problem: Problem, rounds: int, at_least: float) -> dict[str, dict[str, 
     """By contestant: the first call, and the seconds of each mode by round."""
     found: dict[str, dict[str, Any]] = {}
     workers = {}
+    stacks = {tied: problem.weights(tied) for tied in (False, True)}
+    states = {tied: run(problem.cell, problem.data()[0], stacks[tied])[0][-1] for tied in stacks}
     for name in names(problem):
-        worker = Worker("tensorflow", Answers)
+        worker, tied = Worker("tensorflow", Answers), name == "tied layer"
         try:
-            first = worker.ask("make", problem, name, limit=3 * SLOW_FIRST_CALL)
-            if not worker.ask("error", name == "tied layer") <= TOLERANCE:
+            first = worker.ask("make", problem, name, stacks[tied], limit=3 * SLOW_FIRST_CALL)
+            if not worker.ask("error", states[tied]) <= TOLERANCE:
                 raise SystemExit(f"error: {name} differs from the plain loop")
             found[name], workers[name] = {"first": first}, worker
         except TimeoutError:
