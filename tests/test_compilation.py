@@ -140,6 +140,16 @@ def test_jit_compile_decides_whether_xla_runs(x, jit_compile, gpus, xla, machine
     assert bool(xla_programs(layer, tf.constant(x))) == xla
 
 
+@on_tensorflow
+def test_without_xla_a_graph_holds_the_layer_itself(x):
+    """And not a function of its own, which other compilers would have to inline."""
+    import tensorflow as tf
+
+    layer = UntiedSimpleRNN(U, unroll=True)
+    graph = tf.function(lambda x: layer(x), autograph=False).get_concrete_function(tf.constant(x)).graph
+    assert not [op.type for op in graph.get_operations() if "PartitionedCall" in op.type]
+
+
 ALL = {
     "written out": lambda: UntiedSimpleRNN(U, unroll=True, jit_compile=True),
     "loop": lambda: UntiedSimpleRNN(U, unroll=False, jit_compile=True),

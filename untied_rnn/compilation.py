@@ -23,8 +23,9 @@ class Program:
         function: Pure function of tensors, nested or `None`, and of hashable Python values, each new
             combination of which is traced once.
         jit_compile: Whether XLA compiles it. `"auto"` does so on a GPU, where a loop of small kernels becomes
-            a few. On a CPU each new shape would cost a compilation of 0.1 to 1.5 seconds, and within a plain
-            graph XLA gains nothing there (`python tests/benchmarks/compilation.py`).
+            a few. On a CPU each new shape would cost a compilation of 0.1 to 1.5 seconds
+            (`python tests/benchmarks/compilation.py`), and within a plain graph a training step takes 0.9 to
+            1.5 of the time (`python tests/benchmarks/plain_fit.py`).
     """
 
     def __init__(self, function: Callable, jit_compile: bool | str):
