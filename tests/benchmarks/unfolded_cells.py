@@ -47,7 +47,7 @@ class LAMPCell(keras.Layer):
         # How many are not zero, but continuous: a rounding error would change a count by one.
         active = ops.stop_gradient(ops.minimum(100 * ops.abs(x), 1))
         onsager = ops.mean(active, axis=-1, keepdims=True) * 2  # 500 / 250
-        v = inputs - x @ self.a + onsager * v
+        v = inputs - ops.matmul(x, self.a) + onsager * v
         return x, [x, v]
 
 
