@@ -88,6 +88,13 @@ def test_few_timesteps_are_written_out_and_others_are_a_loop(
     assert fastest_form(timesteps, compiler, few) is (4 if on_gpu else written_out)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX starts when its devices are listed")
+def test_a_layer_can_be_made_before_jax_starts(monkeypatch):
+    """For `keras.distribution.initialize` must come before."""
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: pytest.fail("devices were listed"))
+    UntiedSimpleRNN(U)
+
+
 @on_tensorflow
 @pytest.mark.parametrize(
     ("make", "written_out"),

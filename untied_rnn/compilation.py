@@ -30,10 +30,12 @@ class Program:
 
     def __init__(self, function: Callable, jit_compile: bool | str):
         self.function = function
-        self._use_xla = has_gpu() if jit_compile == "auto" else bool(jit_compile)
+        # On TensorFlow alone: to list JAX's devices would start it, and `keras.distribution.initialize` must
+        # come before.
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
+            self._use_xla = has_gpu() if jit_compile == "auto" else bool(jit_compile)
             # TensorFlow warns of frequent tracing by code object, which all layers share; a `partial` has
             # none.
             self._graph = tf.function(
