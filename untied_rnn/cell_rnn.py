@@ -30,9 +30,9 @@ class UntiedRNN(BaseUntiedRNN):
     y_t, states_t = cell(x_t, states_{t-1}; theta_t)
     ```
 
-    It takes the place of `keras.layers.RNN`: arguments that both have mean the same. Each weight of the cell
-    becomes one variable of the same name with a leading axis of weight sets, and each of them is what the
-    cell's own initializers, regularizers and constraints make of it.
+    Drop-in replacement for `keras.layers.RNN`: shared arguments have the same meaning. Each weight of the
+    cell becomes one variable of the same name with a leading axis of weight sets, and each of them is what
+    the cell's own initializers, regularizers and constraints make of it.
 
     Args:
         cell: A `keras.Layer` with `state_size` and `call(inputs, states)`, which returns an output and the
@@ -314,7 +314,7 @@ def _clone(cell: keras.Layer, dtype_policy: keras.DTypePolicy | None = None) -> 
     left_out = ("build_config", "shared_object_id")
 
     def changed(config: Any) -> Any:
-        """Without what would build the cells of a stack, or would take those of another one."""
+        """Without the entries that would build the cells of a stack, or take another stack's cells."""
         if isinstance(config, dict):
             config = {key: changed(value) for key, value in config.items() if key not in left_out}
             if dtype_policy is not None and "dtype" in config:

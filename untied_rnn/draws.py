@@ -84,7 +84,7 @@ def _repeated(initializer: Any, total: int, shape: Shape, dtype: str | None) -> 
 
 def _variance_scaling(initializer: Any, total: int, shape: Shape, dtype: str | None) -> Tensor:
     # Keras multiplies both fans of a matrix by the axes before it, and takes the length of a vector for both
-    # fans: those of all weights together are `total` times as large as those of one.
+    # fans: all weights together have fans `total` times as large as one weight's.
     together = initializers.VarianceScaling(
         initializer.scale * total, initializer.mode, initializer.distribution, initializer.seed
     )
@@ -120,6 +120,6 @@ _DRAW_STACK: dict[Any, Callable[[Any, int, Shape, str | None], Tensor]] = {
 
 def _draw_stack(initializer: Any) -> Callable[[Any, int, Shape, str | None], Tensor] | None:
     """What draws many weights of an initializer at once, or `None`."""
-    if getattr(initializer, "input_axes", None) is not None:  # which are those of one weight
+    if getattr(initializer, "input_axes", None) is not None:  # axes of one weight, not of the stack
         return None
     return _DRAW_STACK.get(type(initializer).__call__)

@@ -67,7 +67,7 @@ class UntiedGRU(AffineRNN):
     h_t = z * h_{t-1} + (1 - z) * g
     ```
 
-    It takes the place of `keras.layers.GRU`: arguments that both have mean the same. There is no
+    Drop-in replacement for `keras.layers.GRU`: shared arguments have the same meaning. There is no
     `use_cudnn`, since cuDNN's GRU is a tied one.
 
     Args:

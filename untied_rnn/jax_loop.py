@@ -21,7 +21,7 @@ def lax_scan(
     reverse: bool,
     steps_per_iteration: int,
 ) -> tuple[Tensors, Tensors]:
-    """See `untied_rnn.scan.scan`; no entry of `xs` is `None`, and `sum_shapes` are those of the `sums`."""
+    """See `untied_rnn.scan.scan`; no entry of `xs` is `None`. `sum_shapes` are the shapes of the sums."""
     loop: dict[str, Any] = {"reverse": reverse, "unroll": steps_per_iteration}
     if index is None or not weights:
         return jax.lax.scan(lambda carry, x: step(carry, *x), carry, (xs, weights), **loop)

@@ -81,7 +81,7 @@ class UntiedLayer(keras.Layer):
             self.timesteps = len(self.weight_index)
         self.supports_masking = True
         self.input_spec = keras.InputSpec(ndim=3)
-        # By name, the variable of the trained weight sets and that of the frozen ones. In a namespace, for
+        # By name, the variables of the trained and of the frozen weight sets. In a namespace, for
         # Keras itself to keep account of them only once.
         self._stacked = SimpleNamespace(parts={})
         # The weight sets in the order of the stacks, those that are trained first, and their number.

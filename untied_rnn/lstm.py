@@ -71,7 +71,7 @@ class UntiedLSTM(AffineRNN):
     h_t = o * activation(c_t)
     ```
 
-    It takes the place of `keras.layers.LSTM`: arguments that both have mean the same. There is no
+    Drop-in replacement for `keras.layers.LSTM`: shared arguments have the same meaning. There is no
     `use_cudnn`, since cuDNN's LSTM is a tied one.
 
     Args:

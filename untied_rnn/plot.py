@@ -132,7 +132,7 @@ def state_trajectories(layer: BaseUntiedRNN, sequences: Any) -> Figure:
 
     Args:
         layer: A built recurrent layer. Of an `UntiedRNN` the outputs of its cell are drawn, of an
-            `UntiedLSTM` its hidden states. A stateful one goes on from its states, which stay as they are.
+            `UntiedLSTM` its hidden states. A stateful one starts from its states, which stay as they are.
         sequences: `(batch, timesteps, input_dim)`, a few of them.
 
     Returns:

@@ -87,7 +87,7 @@ def affine_recurrence(
     fixed = [mask, along_time(input_dropout, inputs), along_time(state_dropout, inputs)]
     number = len(states)
     # Not on torch: what a custom gradient captures there is cut off from the graph, so second-order
-    # gradients would be wrong without a word.
+    # gradients would be silently wrong.
     lean = unroll is not True and gates.has_backward and keras.backend.backend() != "torch"
     # One product takes less time than two, if in a loop, where XLA copies each weight before its product:
     # measured on 2 cores, 0.93 of a training step of 28 timesteps of an LSTM of 128 units.

@@ -47,7 +47,7 @@ class UntiedSimpleRNN(AffineRNN):
     y_t = output_activation(h_t V_t + c_t)            (with output_units)
     ```
 
-    It takes the place of `keras.layers.SimpleRNN`: arguments that both have mean the same.
+    Drop-in replacement for `keras.layers.SimpleRNN`: shared arguments have the same meaning.
 
     Args:
         units: Positive integer, the size of the state `h`.

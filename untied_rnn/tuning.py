@@ -69,7 +69,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
     Raises:
         TypeError, ValueError: For an argument outside of what is said above.
         keras_tuner.errors.FailedTrialError: From `fit`, if the training diverges. The tuner marks that
-            trial as failed, like one that runs out of memory, and goes on.
+            trial as failed, like one that runs out of memory, and continues.
         keras_tuner.errors.FatalValueError: From `fit`, if it is given a batch size beside this one.
 
     Example:

@@ -13,6 +13,7 @@ import argparse
 import random
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Answers:
         untied, tied, _, cell = LAYERS[problem.cell]
         units, timesteps = problem.units, problem.timesteps
         makers = {
-            "list of cells": lambda: by_hand.ListOfCells(cell, units, timesteps),
+            "list of cells": lambda: by_hand.ListOfCells(partial(cell, units), timesteps),
             "variable per timestep": lambda: by_hand.VariablePerTimestep(units, timesteps),
             "while loop": lambda: by_hand.WhileLoop(units, timesteps),
             "tied layer": lambda: tied(units),

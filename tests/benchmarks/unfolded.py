@@ -25,8 +25,9 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 import tensorflow as tf
+from contestants.by_hand import ListOfCells
 from contestants.fitting import without_autotune
-from unfolded_cells import DetNetCell, HedgingCell, LAMPCell, LISTACell, ListOfCells, VarNetCell
+from unfolded_cells import DetNetCell, HedgingCell, LAMPCell, LISTACell, VarNetCell
 from workers import TOLERANCE, Worker
 
 from untied_rnn import UntiedRNN

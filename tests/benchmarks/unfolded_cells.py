@@ -1,4 +1,4 @@
-"""Cells of algorithms that are unfolded into networks, one cell per iteration, and the list of them."""
+"""Cells of algorithms that are unfolded into networks, one cell per iteration."""
 
 import keras
 import numpy as np
@@ -116,23 +116,3 @@ class HedgingCell(keras.Layer):
     def call(self, inputs, states):
         x = self.last(self.second(self.first(ops.concatenate([inputs, states[0]], axis=-1))))
         return x, [x]
-
-
-class ListOfCells(keras.Layer):
-    """What practitioners write: a cell for each timestep in a list, and a loop."""
-
-    def __init__(self, cell, timesteps):
-        super().__init__()
-        self.cells = [cell() for _ in range(timesteps)]
-
-    def build(self, shape):
-        for cell in self.cells:
-            cell.build((None, shape[-1]))
-
-    def call(self, inputs):
-        """Runs over `(batch, timesteps, features)`, or over the same `(batch, features)` at each timestep."""
-        sizes = keras.tree.flatten(self.cells[0].state_size)
-        states = [ops.zeros((ops.shape(inputs)[0], size)) for size in sizes]
-        for t, cell in enumerate(self.cells):
-            output, states = cell(inputs[:, t] if len(inputs.shape) == 3 else inputs, states)
-        return output

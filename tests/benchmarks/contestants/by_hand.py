@@ -1,37 +1,50 @@
 """Untied recurrences as users write them in a `keras.Layer` of their own."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 from keras import ops
 
 
 class ListOfCells(keras.Layer):
-    """A cell for each timestep."""
+    """A cell for each timestep, in a list, and a loop."""
 
-    def __init__(self, cell: type[keras.Layer], units: int, timesteps: int):
+    def __init__(self, cell: Callable[[], keras.Layer], timesteps: int):
         super().__init__()
-        self.cells = [cell(units) for _ in range(timesteps)]
+        self.cells = [cell() for _ in range(timesteps)]
 
     def build(self, shape: tuple) -> None:
         for cell in self.cells:
             cell.build((None, shape[-1]))
 
-    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        states = self.cells[0].get_initial_state(ops.shape(x)[0])
-        for cell, x_t in zip(self.cells, ops.unstack(x, axis=1), strict=True):
-            _, states = cell(x_t, states)
-        return states[0]
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Runs over `(batch, timesteps, features)`, or over the same `(batch, features)` at each timestep."""
+        steps = ops.unstack(inputs, axis=1) if len(inputs.shape) == 3 else [inputs] * len(self.cells)
+        sizes = keras.tree.flatten(self.cells[0].state_size)
+        states = [ops.zeros((ops.shape(inputs)[0], size)) for size in sizes]
+        for cell, x_t in zip(self.cells, steps, strict=True):
+            output, states = cell(x_t, states)
+        return output
 
 
-class VariablePerTimestep(keras.Layer):
-    """Three weights for each timestep of the simple cell."""
+class SimpleByHand(keras.Layer):
+    """The simple cell. Subclasses add its weights and run it."""
 
     def __init__(self, units: int, timesteps: int):
         super().__init__()
         self.units, self.timesteps = units, timesteps
 
+    def shapes(self, input_dim: int) -> tuple:
+        """Of W, U and b of one timestep."""
+        return (input_dim, self.units), (self.units, self.units), (self.units,)
+
+
+class VariablePerTimestep(SimpleByHand):
+    """Three weights for each timestep."""
+
     def build(self, shape: tuple) -> None:
-        shapes = (shape[-1], self.units), (self.units, self.units), (self.units,)
+        shapes = self.shapes(shape[-1])
         self.steps = [[self.add_weight(shape=shape) for shape in shapes] for _ in range(self.timesteps)]
 
     def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
@@ -41,16 +54,11 @@ class VariablePerTimestep(keras.Layer):
         return h
 
 
-class WhileLoop(keras.Layer):
-    """Stacked weights of the simple cell, and a loop over them."""
-
-    def __init__(self, units: int, timesteps: int):
-        super().__init__()
-        self.units, self.timesteps = units, timesteps
+class WhileLoop(SimpleByHand):
+    """Stacked weights, and a loop over them."""
 
     def build(self, shape: tuple) -> None:
-        shapes = (shape[-1], self.units), (self.units, self.units), (self.units,)
-        self.stacks = [self.add_weight(shape=(self.timesteps, *shape)) for shape in shapes]
+        self.stacks = [self.add_weight(shape=(self.timesteps, *one)) for one in self.shapes(shape[-1])]
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         tensors = [tf.transpose(x, (1, 0, 2)), *(ops.convert_to_tensor(stack) for stack in self.stacks)]
