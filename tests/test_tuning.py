@@ -264,7 +264,7 @@ def test_a_seed_makes_trials_reproducible_in_any_order(data, tmp_path):
 
 def test_executions_of_a_trial_differ(data, tmp_path):
     tuner = random_search(small(), tmp_path, max_trials=1, executions_per_trial=2, objective="val_loss")
-    (trial,) = searched(tuner, *data)
+    (trial,) = searched(tuner, *data, shuffle=False)
     losses = []
     for seed in (0, 1):
         _, history = trained(small(seed=seed), values(), *data, validation_split=0.5)
@@ -277,7 +277,7 @@ def test_hyperband_goes_on_with_the_weights_of_a_trial(data, tmp_path):
     rates = {"min_value": 1e-3, "max_value": 1e-2}
     hypermodel = small(learning_rate=rates)
     tuner = keras_tuner.Hyperband(hypermodel, "val_loss", max_epochs=3, seed=1, directory=tmp_path)
-    trials = searched(tuner, *data)
+    trials = searched(tuner, *data, shuffle=False)
     assert {trial.status for trial in trials} == {"COMPLETED"}
     promoted = [trial for trial in trials if "tuner/trial_id" in trial.hyperparameters.values]
     assert promoted
@@ -285,8 +285,8 @@ def test_hyperband_goes_on_with_the_weights_of_a_trial(data, tmp_path):
         hp, again = trial.hyperparameters, small(learning_rate=rates)
         model = again.build(hp)
         model.load_weights(f"{tuner.get_trial_dir(hp['tuner/trial_id'])}/checkpoint.weights.h5")
-        epochs = {"initial_epoch": hp["tuner/initial_epoch"], "epochs": hp["tuner/epochs"]}
-        history = again.fit(hp, model, *data, validation_split=0.5, verbose=0, **epochs)
+        options = {"initial_epoch": hp["tuner/initial_epoch"], "epochs": hp["tuner/epochs"]}
+        history = again.fit(hp, model, *data, validation_split=0.5, verbose=0, shuffle=False, **options)
         assert min(history.history["val_loss"]) == trial.score
     assert len(hypermodel._programs) == (BACKEND != "torch")
 

@@ -39,7 +39,7 @@ def names(problem: Problem) -> list[str]:
 class Answers:
     """In a process of its own: one contestant."""
 
-    def __init__(self, module: str):
+    def __init__(self, _: str):
         pass
 
     def make(self, problem: Problem, name: str, stacks: dict[str, np.ndarray]) -> float:

@@ -10,15 +10,12 @@ milliseconds of a batch over the list's as the median of each round's two.
 """
 
 import argparse
-import contextlib
-import multiprocessing
 import os
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from typing import Any
+from functools import partial
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -110,7 +107,7 @@ class Stopwatch(keras.callbacks.Callback):
 class Contestant:
     """A layer in a model, of one problem at a time."""
 
-    def __init__(self, name: str, jit_compile: bool | str):
+    def __init__(self, name: str, jit_compile: bool | str, _: str):
         self.make, self.jit_compile = CONTESTANTS[name], jit_compile
 
     def prepare(self, problem: Problem) -> None:
@@ -167,25 +164,6 @@ class Contestant:
         return str(len(function.graph.get_operations()))
 
 
-class Process(Worker):
-    """A contestant in a process of its own."""
-
-    def __init__(self, *contestant: Any):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, *contestant), daemon=True)
-        self.process.start()
-        theirs.close()
-
-
-def serve(pipe: Connection, *contestant: Any) -> None:
-    answers = Contestant(*contestant)
-    with contextlib.suppress(EOFError):  # the other end has all that it asked for
-        while True:
-            request, arguments = pipe.recv()
-            pipe.send((False, getattr(answers, request)(*arguments)))
-
-
 class Race:
     """The contestants of one mode."""
 
@@ -193,9 +171,8 @@ class Race:
         self.backend, self.jit_compile = MODES[mode]
         self.processes = {name: self.start(name) for name in CONTESTANTS}
 
-    def start(self, contestant: str) -> Process:
-        os.environ["KERAS_BACKEND"] = self.backend  # the process inherits it
-        return Process(contestant, self.jit_compile)
+    def start(self, contestant: str) -> Worker:
+        return Worker(self.backend, partial(Contestant, contestant, self.jit_compile))
 
     def first_call(self, contestant: str, problem: Problem, call: str) -> float:
         """Its seconds, not a number if they are too many."""

@@ -29,11 +29,17 @@ class Worker:
 
     Args:
         library: One of `LIBRARIES`.
-        answers: Made there of the name of the module of contestants. Requests are names of its methods.
+        answers: Called there with the name of the module of contestants; returns an object whose methods
+            answer the requests, by name. `Answers` if not given.
         settings: Environment beside the library's own.
     """
 
-    def __init__(self, library: str, answers: type | None = None, settings: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        library: str,
+        answers: Callable[[str], Any] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ):
         module, environment = LIBRARIES[library]
         context = multiprocessing.get_context("spawn")
         before = dict(os.environ)
@@ -68,7 +74,7 @@ class Worker:
         self.process.join()
 
 
-def _serve(pipe: Connection, make_answers: type, module: str) -> None:
+def _serve(pipe: Connection, make_answers: Callable[[str], Any], module: str) -> None:
     answers = make_answers(module)
     while True:
         request, arguments = pipe.recv()
