@@ -52,7 +52,7 @@ class UntiedRNN(BaseUntiedRNN):
 
     Variables:
         The cell's, in its order, with a leading axis of weight sets: as many as timesteps, or fewer if they
-        are shared. Those of nested layers have the names of these before their own.
+        are shared. Weights of nested layers are prefixed with the layer's name.
 
     Example:
 

@@ -1,6 +1,6 @@
-"""How the separate weights of a stack are drawn: in one pass wherever Keras's own initializers allow it.
+"""Draws the weights of all timesteps, in one pass for Keras's own initializers.
 
-One after the other, the 3,136 weight sets of a layer of 128 units took 8 s, nearly all of it in Python.
+Drawn one after the other, 3,136 weight sets of 128 units took 8 s, nearly all of it in Python.
 """
 
 import math
@@ -19,14 +19,14 @@ class StackInitializer(initializers.Initializer):
     """An initializer that draws the weights of many sets itself."""
 
     def draw(self, sets: np.ndarray, total: int, shape: Shape, dtype: str | None) -> Tensor:
-        """What `draw` returns of this initializer."""
+        """The weights of the given sets, stacked; see `draw`."""
         raise NotImplementedError
 
 
 def draw(
     initializer: Callable[..., Tensor], sets: np.ndarray, total: int, shape: Shape, dtype: str | None = None
 ) -> Tensor:
-    """Weights drawn each as if alone, stacked.
+    """Draws a separate weight for each set, and stacks them.
 
     Args:
         initializer: Callable `(shape, dtype)` for one weight, or a `StackInitializer`.
@@ -41,12 +41,12 @@ def draw(
     if draw_stack is None:
         return ops.stack([initializer_at(initializer, int(s))(shape, dtype=dtype) for s in sets])
     stack = draw_stack(initializer_at(initializer, 0), total, shape, dtype)
-    # All are drawn, for the values of a set are not to depend on which others are wanted.
+    # All are drawn: the values of a set must not depend on which others are wanted.
     return stack if len(sets) == total else ops.take(stack, sets, axis=0)
 
 
 def is_drawn_in_one_pass(initializer: Any) -> bool:
-    """Whether `draw` calls for no initializer of the user's."""
+    """Whether `draw` calls none of the user's own code."""
     return isinstance(initializer, StackInitializer) or _draw_stack(initializer) is not None
 
 
@@ -119,7 +119,7 @@ _DRAW_STACK: dict[Any, Callable[[Any, int, Shape, str | None], Tensor]] = {
 
 
 def _draw_stack(initializer: Any) -> Callable[[Any, int, Shape, str | None], Tensor] | None:
-    """What draws many weights of an initializer at once, or `None`."""
+    """The function that draws all weights of an initializer at once, or `None`."""
     if getattr(initializer, "input_axes", None) is not None:  # axes of one weight, not of the stack
         return None
     return _DRAW_STACK.get(type(initializer).__call__)

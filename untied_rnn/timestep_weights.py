@@ -88,7 +88,7 @@ class TimestepConstraint(keras.constraints.Constraint):
 
 
 def timestep_penalty(regularizer: Callable[[Tensor], Tensor], cyclic: bool) -> Callable[[Tensor], Tensor]:
-    """What a regularizer of a layer with weights per timestep says of a stack of them.
+    """The penalty of a stacked weight: summed over its sets, or `TimeSmoothness` along them.
 
     Args:
         regularizer: A regularizer of one weight, or `TimeSmoothness`, which is one of the stack.
