@@ -60,7 +60,7 @@ def seed_recipe(units: int, epochs: int, steps_per_epoch: int) -> keras.Model:
     rows = keras.Input((28, 28))
     layer = UntiedSimpleRNN(units, output_units=10, use_bias=False, return_state=True, **initializers)
     _, state = layer(rows)
-    warnings.filterwarnings("ignore", "Gradients do not exist for variables")  # those of the outputs
+    warnings.filterwarnings("ignore", "Gradients do not exist for variables")  # the outputs' weights
     logits = keras.layers.Dense(10, kernel_initializer=normal(), bias_initializer=normal())(state)
     model = keras.Model(rows, logits)
     optimizer = keras.optimizers.RMSprop(0.001, rho=0.9, epsilon=1e-10)

@@ -240,7 +240,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         fail(f"cannot use {path}", error)
 
-    # All runs of a seed before those of the next, so that after an interruption there are whole comparisons.
+    # All runs of a seed before the next seed's, so that after an interruption there are whole comparisons.
     runs = [run for seed in range(args.seeds or seeds) for run in plan(dial, few, digits, steps, seed)]
     done = set(table[list(Run._fields)].itertuples(index=False, name=None))
     for number, run in enumerate(runs, 1):

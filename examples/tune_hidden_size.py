@@ -108,7 +108,7 @@ def search(tuner: keras_tuner.Tuner, x: np.ndarray, y: np.ndarray, epochs: int) 
 
 
 def table(tuner: keras_tuner.Tuner, epochs: int) -> pd.DataFrame:
-    """All trials, the best first, then those that failed."""
+    """All trials, the best first, failed trials last."""
     rows = []
     for trial in tuner.oracle.get_best_trials(len(tuner.oracle.trials)):
         values = trial.hyperparameters.values

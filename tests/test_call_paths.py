@@ -45,9 +45,9 @@ LAYERS_IN_PRECISIONS = [
     if name == "simple" or precision in ("float32", "mixed_bfloat16")
 ]
 
-on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="these ways are TensorFlow's")
-on_jax = pytest.mark.skipif(BACKEND != "jax", reason="these ways are JAX's")
-on_torch = pytest.mark.skipif(BACKEND != "torch", reason="these ways are torch's")
+on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="calls `tf.function` or `tf.GradientTape`")
+on_jax = pytest.mark.skipif(BACKEND != "jax", reason="calls `jax.jit`, `jax.grad` or `jax.vmap`")
+on_torch = pytest.mark.skipif(BACKEND != "torch", reason="calls `torch.autograd` or `torch.compile`")
 
 
 def single(array):
@@ -231,7 +231,7 @@ def test_training_step_is_the_same_however_it_runs(way, form, name, precision, r
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}])
 def test_predict_with_a_ragged_last_batch(options, form, precision, rng):
     if BACKEND == "torch" and options.get("jit_compile"):
-        pytest.skip("`test_torch_compile` has it, where there is a compiler")
+        pytest.skip("`jit_compile` is `torch.compile`, which `test_torch_compile` tests")
     x = single(rng.normal(size=(7, T, I)))
     layer = build(form, precision)
     inputs = keras.Input((T, I), dtype=layer.variable_dtype)

@@ -66,7 +66,7 @@ def test_mnist_rows_writes_what_it_says(digits, tmp_path, recipe):
     )
     assert code == 0, stderr
     accuracy = float(stdout.split("test accuracy ")[1].split()[0])
-    assert recipe != "modern" or accuracy > 0.9  # those of the others are no more than a start
+    assert recipe != "modern" or accuracy > 0.9  # the other recipes have only started
     model = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(model.layers[1], UntiedSimpleRNN)
     with np.load(digits) as arrays:

@@ -37,7 +37,7 @@ digits = test_examples.digits
 class IntactBackup(keras.callbacks.BackupAndRestore):
     """`BackupAndRestore` that can go on after a kill at any moment.
 
-    Keras overwrites its two files in place, and cannot restore those that a kill has torn. Here they are
+    Keras overwrites its two files in place, and cannot restore files that a kill has torn. Here they are
     zipped when they are whole, and the archive takes the place of the last one. It outlives `fit`, so
     that a kill before the model is saved loses nothing either: delete it when the model is.
     """

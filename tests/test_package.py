@@ -69,7 +69,7 @@ def test_classes_of_users_are_documented_as_far_as_they_say():
 
 
 def examples():
-    """Python blocks of the pages; those that import nothing are parts of programs."""
+    """Python blocks of the pages; blocks that import nothing are parts of programs."""
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
         blocks = re.findall(r"```python\n((?:from|import) .*?)```", path.read_text(), flags=re.DOTALL)

@@ -166,7 +166,7 @@ def shared_problems(draw):
     dial = {"untied": {}, "index": {"weight_index": index}}.get(kind, {kind: number})
     frozen_sets = draw(st.sets(st.sampled_from(index))) if kind != "period" or number <= timesteps else set()
     frozen = [t for t in range(timesteps) if index[t] in frozen_sets]
-    if kind == "period":  # whose timesteps are those of the first period
+    if kind == "period":  # frozen timesteps lie within the first period
         frozen = [t for t in frozen if t < number]
     if frozen_sets != set(index):
         dial["frozen_timesteps"] = frozen

@@ -23,7 +23,7 @@ SCALINGS = [
     for mode in ("fan_in", "fan_out", "fan_avg")
     for distribution in ("uniform", "truncated_normal", "untruncated_normal")
 ]
-# A vector and a matrix that is not square, and weights with axes before those of their matrices.
+# A vector and a matrix that is not square, and weights with axes before the last two.
 SHAPES = [(800,), (12, 70), (70, 12), (3, 4, 70), (2, 3, 10, 14)]
 
 

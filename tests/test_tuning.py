@@ -14,7 +14,6 @@ from untied_rnn import UntiedSimpleRNN
 
 keras_tuner = pytest.importorskip("keras_tuner", reason="keras-tuner is an extra: `untied-rnn[tuner]`")
 from untied_rnn import tuning  # noqa: E402  (only with keras-tuner)
-from untied_rnn.tuning import UntiedRNNHyperModel  # noqa: E402
 
 TRACES = []
 # keras-tuner saves the optimizer with the weights, and loads the weights alone.
@@ -40,7 +39,7 @@ def small(num_classes=3, **ranges):
         "batch_size": 16,
         "seed": 0,
     }
-    return UntiedRNNHyperModel(5, 2, num_classes, **(fixed | ranges))
+    return tuning.UntiedRNNHyperModel(5, 2, num_classes, **(fixed | ranges))
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def searched(tuner, x, y, **options):
 
 
 def test_ranges_are_honoured(tmp_path):
-    hypermodel = UntiedRNNHyperModel(
+    hypermodel = tuning.UntiedRNNHyperModel(
         5,
         2,
         num_classes=3,
@@ -116,7 +115,7 @@ def test_ranges_are_honoured(tmp_path):
 
 
 def test_defaults_search_all(tmp_path):
-    space = random_search(UntiedRNNHyperModel(5, 2, 3), tmp_path).oracle.hyperparameters.values
+    space = random_search(tuning.UntiedRNNHyperModel(5, 2, 3), tmp_path).oracle.hyperparameters.values
     assert set(space) == {
         *("units", "num_layers", "dropout", "recurrent_dropout", "recurrent_initializer"),
         *("optimizer", "learning_rate", "batch_size"),
@@ -310,7 +309,6 @@ def test_trials_out_of_memory_have_failed_and_the_search_goes_on(data, tmp_path)
 
 
 def test_search_arguments_reach_fit(data, tmp_path):
-    x, y = data
     steps = []
 
     class Steps(keras.callbacks.Callback):
@@ -321,7 +319,7 @@ def test_search_arguments_reach_fit(data, tmp_path):
             return Steps()
 
     tuner = random_search(small(batch_size=[4, 8]), tmp_path, max_trials=2)
-    trials = searched(tuner, x, y, callbacks=[Steps()])
+    trials = searched(tuner, *data, callbacks=[Steps()])
     assert steps == [16 // trial.hyperparameters["batch_size"] for trial in trials]
 
 
@@ -371,14 +369,15 @@ def test_batch_size_beside_the_searched_one_is_refused(data, tmp_path):
 )
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
-        UntiedRNNHyperModel(**({"timesteps": 5, "input_dim": 2, "num_classes": 3} | arguments))
+        tuning.UntiedRNNHyperModel(**({"timesteps": 5, "input_dim": 2, "num_classes": 3} | arguments))
 
 
 def test_docstring_names_all_arguments_and_its_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = inspect.getdoc(UntiedRNNHyperModel)
+    text = inspect.getdoc(tuning.UntiedRNNHyperModel)
+    parameters = inspect.signature(tuning.UntiedRNNHyperModel).parameters
     names = re.findall(r"^    (\**\w+): ", text.split("Args:\n")[1].split("\n\n")[0], flags=re.MULTILINE)
-    assert [name.strip("*") for name in names] == list(inspect.signature(UntiedRNNHyperModel).parameters)
+    assert [name.strip("*") for name in names] == list(parameters)
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(example, {})
 

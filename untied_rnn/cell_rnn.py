@@ -24,7 +24,7 @@ from untied_rnn.scan import Tensors, scan
 class UntiedRNN(BaseUntiedRNN):
     r"""Runs any recurrent cell with weights that are separate for every timestep.
 
-    With `theta_t`, the weights of the cell, of its own for each timestep `t = 1 .. T`:
+    With separate weights `theta_t` of the cell for each timestep `t = 1 .. T`:
 
     ```
     y_t, states_t = cell(x_t, states_{t-1}; theta_t)
@@ -69,7 +69,7 @@ class UntiedRNN(BaseUntiedRNN):
 
     References:
         - [Gregor and LeCun, 2010, Learning fast approximations of sparse
-          coding](https://icml.cc/Conferences/2010/papers/449.pdf), a cell of its own for each iteration.
+          coding](https://icml.cc/Conferences/2010/papers/449.pdf), a separate cell for each iteration.
     """
 
     tied_class = keras.layers.RNN
@@ -85,8 +85,8 @@ class UntiedRNN(BaseUntiedRNN):
             raise TypeError(f"`cell` must be a `keras.Layer` with `state_size`. Received: cell={cell!r}")
         if cell.built and cell.variables:
             raise ValueError(
-                "Expected a cell that is not built, since each timestep gets weights of its own "
-                "(`UntiedRNN.from_tied(keras.layers.RNN(cell))` takes over those that it has). "
+                "Expected a cell that is not built, since each timestep gets separate weights "
+                "(`UntiedRNN.from_tied(keras.layers.RNN(cell))` copies the cell's weights). "
                 f"Received: cell={cell!r}"
             )
         kwargs.setdefault("dtype", cell.dtype_policy)

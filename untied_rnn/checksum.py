@@ -24,7 +24,7 @@ def checksum(arrays: Mapping[str, Any]) -> np.uint32:
 
 
 def verified(store: Any, owner: str) -> dict[str, np.ndarray]:
-    """The arrays in `store`, if they are those that were stored.
+    """The arrays in `store`, checked against their checksum.
 
     Args:
         store: Mapping from names to arrays, as Keras hands it to `load_own_variables`. One without a
@@ -32,7 +32,7 @@ def verified(store: Any, owner: str) -> dict[str, np.ndarray]:
         owner: Name of the layer, for the message.
 
     Raises:
-        ValueError: If the numbers are not those that the checksum belongs to.
+        ValueError: If the arrays do not match the checksum.
     """
     arrays = {key: store[key] for key in store.keys()}  # noqa: SIM118 (a store is no dictionary)
     expected = arrays.pop(KEY, None)

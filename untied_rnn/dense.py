@@ -67,7 +67,7 @@ class UntiedDense(DialLayer):
 
     References:
         - [Han, Jentzen and E, 2018, Solving high-dimensional partial differential equations using deep
-          learning](https://doi.org/10.1073/pnas.1718942115), a network of its own for each time step.
+          learning](https://doi.org/10.1073/pnas.1718942115), a separate network for each time step.
         - [Keras issue 8918](https://github.com/keras-team/keras/issues/8918), which asks for it.
     """
 

@@ -89,7 +89,7 @@ class DialLayer(UntiedLayer):
         """A layer that computes the same and does not train the weights of these timesteps.
 
         Args:
-            timesteps: Timesteps from 0. All others are trained, also those that were frozen.
+            timesteps: Timesteps from 0. All others are trained, even if they were frozen before.
         """
         dial = {name: getattr(self, name) for name in DIAL}
         return self._changed({**dial, "frozen_timesteps": list(timesteps)})[0]

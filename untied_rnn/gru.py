@@ -57,7 +57,7 @@ class _GRUGates(Gates):
 class UntiedGRU(AffineRNN):
     r"""A gated recurrent unit whose weights are separate for every timestep.
 
-    With `W`, `U`, `b`, `c` of its own for each timestep `t = 1 .. T`, each in three parts:
+    With separate `W`, `U`, `b`, `c` for each timestep `t = 1 .. T`, each in three parts:
 
     ```
     p_z, p_r, p_g = x_t W_t + b_t

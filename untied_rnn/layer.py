@@ -84,7 +84,7 @@ class UntiedLayer(keras.Layer):
         # By name, the variables of the trained and of the frozen weight sets. In a namespace, for
         # Keras itself to keep account of them only once.
         self._stacked = SimpleNamespace(parts={})
-        # The weight sets in the order of the stacks, those that are trained first, and their number.
+        # The weight sets in the order of the stacks, trained sets first, and the number of trained sets.
         self._order, self._trained = np.arange(0), 0
 
     def get_config(self) -> dict[str, Any]:

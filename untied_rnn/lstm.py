@@ -63,7 +63,7 @@ class UnitForgetBias(StackInitializer):
 class UntiedLSTM(AffineRNN):
     r"""A long short-term memory whose weights are separate for every timestep.
 
-    With `W`, `U`, `b` of its own for each timestep `t = 1 .. T`, each in four parts:
+    With separate `W`, `U`, `b` for each timestep `t = 1 .. T`, each in four parts:
 
     ```
     i, f, g, o = x_t W_t + h_{t-1} U_t + b_t             (recurrent_activation of i, f, o; activation of g)

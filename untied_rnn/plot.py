@@ -96,8 +96,8 @@ def neighbour_distances(layer: UntiedLayer) -> Figure:
     ||W_t - W_{t-1}|| / sqrt(||W_t||^2 / 2 + ||W_{t-1}||^2 / 2)
     ```
 
-    0 are equal weights, as in a tied layer; about 1.41 are those that have nothing to do with each other, as
-    after a random start.
+    0 for equal weights, as in a tied layer; about sqrt(2) for independent weights, as after a random
+    initialization.
 
     Args:
         layer: A built untied layer.
@@ -124,7 +124,7 @@ def neighbour_distances(layer: UntiedLayer) -> Figure:
 
 
 def state_trajectories(layer: BaseUntiedRNN, sequences: Any) -> Figure:
-    """Draws the way of the hidden state of each sequence, seen from where most of it shows.
+    """Draws each sequence's hidden-state trajectory in its first two principal components.
 
     ```
     p_t = (h_t - mean) P    with P the first two principal components of all h_t
@@ -149,12 +149,12 @@ def state_trajectories(layer: BaseUntiedRNN, sequences: Any) -> Figure:
         raise ValueError(f"Expected states of two components or more. Received: shape {states.shape}")
     centred = states - states.mean(axis=(0, 1))
     _, _, components = np.linalg.svd(centred.reshape(-1, states.shape[-1]), full_matrices=False)
-    ways = centred @ components[:2].T
+    trajectories = centred @ components[:2].T
     figure, axes = _axes("second principal component", "first principal component")
-    for way in ways:
-        axes.plot(*way.T, color="0.8", linewidth=1, zorder=0)
+    for trajectory in trajectories:
+        axes.plot(*trajectory.T, color="0.8", linewidth=1, zorder=0)
     colours = _colours(figure, axes, "timestep", states.shape[1])
-    for points, colour in zip(ways.swapaxes(0, 1), colours, strict=True):
+    for points, colour in zip(trajectories.swapaxes(0, 1), colours, strict=True):
         axes.plot(*points.T, ".", color=colour)
     return figure
 
@@ -166,8 +166,8 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any]) -> Figure:
     ||dL / dW_t||    for each kind of weight W
     ```
 
-    That of a bias is the gradient of what the activation sees, summed over the batch: it shows whether the
-    gradient vanishes or explodes on its way back through time.
+    The gradient of a bias equals the gradient at the pre-activation, summed over the batch: it shows whether
+    the gradient vanishes or explodes on its way back through time.
 
     Args:
         layer: A built untied layer.

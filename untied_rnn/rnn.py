@@ -54,8 +54,8 @@ class BaseUntiedRNN(DialLayer):
             next batch, which starts again at the first weights. Needs a defined batch size.
         unroll: `True` writes all timesteps out, which for few is faster; compilation grows with `T`.
             `False` loops over them. An integer is the number of timesteps that one iteration of
-            the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine, among
-            those that compile in a few seconds.
+            the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine that
+            compiles in a few seconds.
         zero_output_for_mask: Whether the output is zero at masked timesteps, instead of the last
             unmasked output.
         jit_compile: On TensorFlow, whether XLA compiles the layer where it does not compile what is around
@@ -198,7 +198,7 @@ class BaseUntiedRNN(DialLayer):
         return [ops.zeros((batch_size, size), dtype=self.compute_dtype) for size in self._state_sizes]
 
     def reset_state(self) -> None:
-        """Sets the states of a `stateful` layer back to those that it starts with."""
+        """Resets the states of a `stateful` layer to its initial states."""
         if self.states:
             first = self.get_initial_state(self.states[0].shape[0])
             for state, value in zip(self.states, first, strict=True):

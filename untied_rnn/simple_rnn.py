@@ -40,7 +40,7 @@ class _Activation(Gates):
 class UntiedSimpleRNN(AffineRNN):
     r"""A fully-connected RNN whose weights are separate for every timestep.
 
-    With `W`, `U`, `b` (and `V`, `c`) of its own for each timestep `t = 1 .. T`:
+    With separate `W`, `U`, `b` (and `V`, `c`) for each timestep `t = 1 .. T`:
 
     ```
     h_t = activation(x_t W_t + h_{t-1} U_t + b_t)

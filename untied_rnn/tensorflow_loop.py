@@ -116,12 +116,12 @@ def _specs(tensors: Tensors) -> list[tf.TensorSpec]:
 
 
 def _smooth(tensors: Tensors) -> Tensors:
-    """Those that have a gradient: a mask has none."""
+    """The tensors that have a gradient: a mask has none."""
     return [tensor for tensor in tensors if tensor is not None and tensor.dtype.is_floating]
 
 
 def _gradients(tape: tf.GradientTape, targets: Tensors, sources: Tensors, upstream: Any) -> Tensors:
-    """Gradients to `sources`, `None` for those that are not smooth."""
+    """Gradients to `sources`, `None` where a source is not smooth."""
     found = iter(tape.gradient(targets, _smooth(sources), upstream, tf.UnconnectedGradients.ZERO))
     return [next(found) if source.dtype.is_floating else None for source in sources]
 

@@ -33,15 +33,16 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "4")  # the NumPy loop runs beside what is timed
 
 from gpu_measurements import Measurements, Task
 from problems import SHAPES, TINY
-from workers import Worker
+from workers import LIBRARIES, Worker
 
-LIBRARIES = ("tensorflow", "jax")
+ON_GPUS = ("tensorflow", "jax")
 SETTINGS = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # one card for two
 STAGES = ("default", "peer", "form", "slow")
 COLUMNS = {
@@ -69,6 +70,11 @@ TOLERANCE = 0.02  # TensorFloat-32 alone makes differences of up to 0.008, where
 SLOW_FIRST_CALL = 20.0  # seconds: beyond, a contestant is not counted
 
 
+def process(library: str) -> Worker:
+    module, _ = LIBRARIES[library]
+    return Worker(library, partial(Measurements, module), SETTINGS)
+
+
 class Race:
     """Measures until the time is over, and prints each row at once."""
 
@@ -76,7 +82,7 @@ class Race:
         self.limit, self.at_least, self.only = limit, at_least, only
         self.deadline = time.monotonic() + 60 * minutes
         self.workers: dict[str, Worker] = {}
-        self.libraries: list[str] = []  # those that are there
+        self.libraries: list[str] = []  # the installed ones
         self.rows: dict[str, dict[str, dict]] = {}  # by shape and name
         self.not_run: dict[str, list[str]] = {}
         out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +98,7 @@ class Race:
 
     def start(self, libraries: Iterable[str]) -> None:
         """The libraries' processes, all at once, and what each of them is."""
-        self.workers = {library: Worker(library, Measurements, SETTINGS) for library in libraries}
+        self.workers = {library: process(library) for library in libraries}
         for library in libraries:
             try:
                 text, on_gpu = self.workers[library].ask("describe", limit=self.start_limit())
@@ -145,7 +151,7 @@ class Race:
     def worker(self, library: str) -> Worker:
         """The library's process; a new one where the last one is gone."""
         if library not in self.workers:
-            self.workers[library] = Worker(library, Measurements, SETTINGS)
+            self.workers[library] = process(library)
             self.workers[library].ask("warm_up", limit=self.start_limit())
             self.workers[library].ask("enter", self.task, limit=self.start_limit())
         return self.workers[library]
@@ -176,7 +182,7 @@ class Race:
             self.workers.pop(library).close()
 
     def best(self, shape: str, column: str, pattern: str) -> tuple[float, str]:
-        """The fastest of those that count, and its name."""
+        """The fastest contestant that counts, and its name."""
         return min(
             (
                 (row[column], name)
@@ -215,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     default = ["S1", "L1", "G1", "S4", "S3", "S2"]
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=default)
-    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    parser.add_argument("--libraries", nargs="+", choices=ON_GPUS, default=list(ON_GPUS))
     parser.add_argument("--only", nargs="+", default=[], help="contestants whose name has one of these in it")
     parser.add_argument("--limit", type=float, default=25, help="the most seconds that a contestant takes")
     parser.add_argument("--minutes", type=float, default=8)

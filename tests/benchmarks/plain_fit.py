@@ -39,9 +39,6 @@ def names(problem: Problem) -> list[str]:
 class Answers:
     """In a process of its own: one contestant."""
 
-    def __init__(self, _: str):
-        pass
-
     def make(self, problem: Problem, name: str, stacks: dict[str, np.ndarray]) -> float:
         """The seconds of the first `fit`, of one step."""
         from contestants import by_hand

@@ -11,15 +11,16 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # as in workers.py
-    os.environ.pop(name, None)
+# As in workers.py, before the libraries are imported.
+os.environ.pop("OPENBLAS_CORETYPE", None)
+os.environ.pop("OPENBLAS_L2_SIZE", None)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-import numpy as np  # noqa: E402 (reads the environment)
-import tensorflow as tf  # noqa: E402 (reads the environment)
-from contestants.with_numpy import Floor  # noqa: E402 (reads the environment)
-from problems import SHAPES, TINY, Problem  # noqa: E402 (reads the environment)
-from workers import seconds_per_call  # noqa: E402 (reads the environment)
+import numpy as np
+import tensorflow as tf
+from contestants.with_numpy import Floor
+from problems import SHAPES, TINY, Problem
+from workers import seconds_per_call
 
 
 def products(xp: Any, operands: list) -> list:

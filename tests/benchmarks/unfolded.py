@@ -2,7 +2,7 @@
 
     python tests/benchmarks/unfolded.py [--cells LISTA VarNet] [--modes plain xla jax] [--rounds 11] [--smoke]
 
-The cells are those of unfolded algorithms (unfolded_cells.py). Each contestant has a process of its own
+The cells belong to unfolded algorithms (unfolded_cells.py). Each contestant has a process of its own
 and they take turns within every round. All compute from the same weights what the list computes when it is
 called eagerly, to 1e-4 (the outputs of `predict`, the loss of `fit`), or the program ends. Prints, for
 each mode, the seconds of the first call (trace, compile, run; "-" if they are more than 60), and the
@@ -107,7 +107,7 @@ class Stopwatch(keras.callbacks.Callback):
 class Contestant:
     """A layer in a model, of one problem at a time."""
 
-    def __init__(self, name: str, jit_compile: bool | str, _: str):
+    def __init__(self, name: str, jit_compile: bool | str):
         self.make, self.jit_compile = CONTESTANTS[name], jit_compile
 
     def prepare(self, problem: Problem) -> None:

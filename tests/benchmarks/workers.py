@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,15 +30,15 @@ class Worker:
 
     Args:
         library: One of `LIBRARIES`.
-        answers: Called there with the name of the module of contestants; returns an object whose methods
-            answer the requests, by name. `Answers` if not given.
+        answers: Called there; returns an object whose methods answer the requests, by name. If not given,
+            `Answers` of the library's contestants.
         settings: Environment beside the library's own.
     """
 
     def __init__(
         self,
         library: str,
-        answers: Callable[[str], Any] | None = None,
+        answers: Callable[[], Any] | None = None,
         settings: Mapping[str, str] | None = None,
     ):
         module, environment = LIBRARIES[library]
@@ -48,7 +49,8 @@ class Worker:
             os.environ.pop(name, None)
         os.environ.update(environment, TF_CPP_MIN_LOG_LEVEL="3", **(settings or {}))
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, answers or Answers, module), daemon=True)
+        answers = answers or partial(Answers, module)
+        self.process = context.Process(target=_serve, args=(theirs, answers), daemon=True)
         self.process.start()
         theirs.close()
         os.environ.clear()
@@ -74,8 +76,8 @@ class Worker:
         self.process.join()
 
 
-def _serve(pipe: Connection, make_answers: Callable[[str], Any], module: str) -> None:
-    answers = make_answers(module)
+def _serve(pipe: Connection, make_answers: Callable[[], Any]) -> None:
+    answers = make_answers()
     while True:
         request, arguments = pipe.recv()
         try:
@@ -113,7 +115,7 @@ class Answers:
         return _error(self.made[problem, name], problem, self.module.contestants(problem)[name][0])
 
     def peak_memory(self, problem: Problem, name: str) -> float:
-        """Megabytes that training takes at its peak, beside those of the library (Linux only).
+        """Megabytes that training takes at its peak, beside the library's (Linux only).
 
         To be asked in a new process: memory that another contestant has left behind would not be counted.
         """
