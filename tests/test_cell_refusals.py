@@ -42,7 +42,7 @@ class WithLayer(keras.Layer):
 def test_cells_with_effects_are_refused_where_these_would_be_lost(kind, message, unroll, rng):
     if kind == "dropout" and BACKEND == "torch":
         pytest.skip("without a seed, `Dropout` draws from torch's own generator")
-    layer = UntiedRNN(WithLayer(kind), T, unroll=unroll)
+    layer = UntiedRNN(WithLayer(kind), timesteps=T, unroll=unroll)
     x = rng.normal(size=(B, T, I)).astype("float32")
     with pytest.raises(NotImplementedError, match=message):
         layer(x, training=True)

@@ -43,7 +43,7 @@ def test_equals_a_loop_over_cells(name, case, rng):
     dial, index = DIAL[case["dial"]]
     layer = UntiedRNN(
         CELLS[name](),
-        None if "period" in dial else T,
+        timesteps=None if "period" in dial else T,
         return_sequences=True,
         return_state=True,
         unroll=case["unroll"],
@@ -102,7 +102,7 @@ def test_a_stateful_layer_starts_with_the_cells_own_state(rng):
     tied = keras.layers.RNN(NestedCell(), stateful=True)
     tied.build((B, T, I))
     layer = UntiedRNN.from_tied(tied, T)
-    new = UntiedRNN(NestedCell(), T, stateful=True)
+    new = UntiedRNN(NestedCell(), timesteps=T, stateful=True)
     new.build((B, T, I))
     new.set_weights(layer.get_weights())
     for _ in range(2):
@@ -132,8 +132,8 @@ def test_each_timestep_draws_its_weights_as_the_cell_says():
             "bias_initializer": keras.initializers.Constant(0.5),
         }
 
-    layer = UntiedRNN(keras.layers.SimpleRNNCell(U, **options(3)), T)
-    same = UntiedSimpleRNN(U, T, **options(3))
+    layer = UntiedRNN(keras.layers.SimpleRNNCell(U, **options(3)), timesteps=T)
+    same = UntiedSimpleRNN(U, timesteps=T, **options(3))
     for built in (layer, same):
         built.build((None, T, I))
     for weight, wanted in zip(layer.get_weights(), same.get_weights(), strict=True):
@@ -150,7 +150,7 @@ def test_seeds_within_a_stack_give_each_timestep_its_own_weights():
             keras.layers.GRUCell(U, kernel_initializer=keras.initializers.GlorotUniform(seed=2)),
         ]
 
-    first, second = UntiedRNN(cells(), T), UntiedRNN(cells(), T)
+    first, second = UntiedRNN(cells(), timesteps=T), UntiedRNN(cells(), timesteps=T)
     for layer in (first, second):
         layer.build((None, T, I))
     for weight, other in zip(first.weights, second.weights, strict=True):
@@ -161,14 +161,14 @@ def test_seeds_within_a_stack_give_each_timestep_its_own_weights():
 
 def test_weights_are_named_as_the_cells_are_and_the_cell_stays_unbuilt():
     cell = stacked()
-    layer = UntiedRNN(cell, T)
+    layer = UntiedRNN(cell, timesteps=T)
     layer.build((None, T, I))
     lstm, gru = (part.name for part in cell.cells)
     kinds = ("kernel", "recurrent_kernel", "bias")
     assert [w.name for w in layer.weights] == [f"{part}_{kind}" for part in (lstm, gru) for kind in kinds]
     assert not cell.built
     assert not cell.weights
-    plain = UntiedRNN(NestedCell(), T)
+    plain = UntiedRNN(NestedCell(), timesteps=T)
     plain.build((None, T, I))
     assert [w.name for w in plain.weights] == [
         f"{part}_{kind}" for part in (plain.cell.dense.name, plain.cell.head.name) for kind in kinds[::2]
@@ -329,7 +329,7 @@ def test_program_of_the_gradient_does_not_grow_with_time(dial):
     import tensorflow as tf
 
     def program_length(timesteps):
-        layer = UntiedRNN(keras.layers.LSTMCell(U), timesteps, unroll=False, **dial)
+        layer = UntiedRNN(keras.layers.LSTMCell(U), timesteps=timesteps, unroll=False, **dial)
         layer.build((B, timesteps, I))
 
         @tf.function(jit_compile=True)
@@ -350,7 +350,7 @@ def test_work_of_the_gradient_is_linear_in_time(dial):
     import jax
 
     def bytes_accessed(timesteps):
-        layer = UntiedRNN(keras.layers.SimpleRNNCell(9), timesteps, unroll=False, **dial)
+        layer = UntiedRNN(keras.layers.SimpleRNNCell(9), timesteps=timesteps, unroll=False, **dial)
         layer.build((1, timesteps, I))
         fixed = [v.value for v in layer.non_trainable_variables]
 

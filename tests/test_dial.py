@@ -117,7 +117,7 @@ def test_second_order_gradients_of_a_loop_are_those_of_the_steps_written_out(nam
 def test_dropout_is_the_same_at_shared_timesteps_as_at_separate_ones(dial, index, rng):
     def make(**options):
         cell = keras.layers.GRUCell(U, dropout=0.4, recurrent_dropout=0.3, seed=4, dtype=DTYPE)
-        return UntiedRNN(cell, T, return_sequences=True, **options)
+        return UntiedRNN(cell, timesteps=T, return_sequences=True, **options)
 
     layer, untied = built(make, rng, **dial), built(make, rng)
     untied.set_weights([weight[index] for weight in layer.get_weights()])
@@ -136,7 +136,7 @@ def test_dropout_is_the_same_at_shared_timesteps_as_at_separate_ones(dial, index
 def test_a_cell_without_weights_has_the_gradient_of_keras(unroll, dial, rng):
     options = {"return_sequences": True, "unroll": unroll, "dtype": DTYPE}
     timesteps = None if "period" in dial else T
-    layer = UntiedRNN(WeightlessCell(dtype=DTYPE), timesteps, **options, **dial)
+    layer = UntiedRNN(WeightlessCell(dtype=DTYPE), timesteps=timesteps, **options, **dial)
     tied = keras.layers.RNN(WeightlessCell(dtype=DTYPE), **options)
     x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, I))
     for one in (layer, tied):
@@ -153,7 +153,7 @@ def test_a_cell_without_weights_has_the_gradient_of_keras(unroll, dial, rng):
 @pytest.mark.parametrize("move", ["untie", "averaged", "refine", "freeze"])
 def test_moves_of_cells_whose_inner_names_differ(move, rng):
     """Each copy of such a cell has names of its own."""
-    layer = UntiedRNN(ConstantFirstCell(dtype=DTYPE), T, return_sequences=True, block_size=T)
+    layer = UntiedRNN(ConstantFirstCell(dtype=DTYPE), timesteps=T, return_sequences=True, block_size=T)
     layer.build((B, T, I))
     randomised(layer, rng)
     layer = layer.untie() if move == "freeze" else layer
@@ -171,7 +171,7 @@ FROZEN = [{}, {"frozen_timesteps": [1]}, {"frozen_timesteps": [0, 2]}, {"trainab
 def test_files_keep_constants_apart_from_trained_weights(source, target, rng, tmp_path):
     """Keras writes constants last: if a frozen layer did not, both matrices would change places."""
     saved, loaded = (
-        keras.Sequential([keras.Input((T, I)), UntiedRNN(ConstantFirstCell(), T, **options)])
+        keras.Sequential([keras.Input((T, I)), UntiedRNN(ConstantFirstCell(), timesteps=T, **options)])
         for options in (source, target)
     )
     saved.save_weights(tmp_path / "saved.weights.h5")
@@ -187,7 +187,7 @@ def test_files_keep_constants_apart_from_trained_weights(source, target, rng, tm
     "move", [lambda x: x.refine(block_size=2), lambda x: x.averaged(), lambda x: x.freeze([])]
 )
 def test_moves_copy_states_and_share_none(move, rng):
-    layer = UntiedLSTM(U, T, block_size=T, stateful=True)
+    layer = UntiedLSTM(U, timesteps=T, block_size=T, stateful=True)
     layer.build((B, T, I))
     x = rng.normal(size=(B, T, I)).astype("float32")
     layer(x)

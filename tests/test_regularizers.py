@@ -74,7 +74,7 @@ def test_a_larger_factor_tends_to_the_tied_layer(rng):
 
 
 def test_frozen_timesteps_pull_their_neighbours(rng):
-    layer = UntiedDense(1, T, kernel_regularizer=TimeSmoothness(l2=100.0), frozen_timesteps=[0])
+    layer = UntiedDense(1, timesteps=T, kernel_regularizer=TimeSmoothness(l2=100.0), frozen_timesteps=[0])
     layer = trained(layer, rng)
     weights = [layer.weights_at(t)["kernel"] for t in range(T)]
     for weight in weights[1:]:

@@ -48,7 +48,7 @@ def test_shapes_known_only_at_run_time_change_nothing(x, rng, jit_compile):
 
     mask = rng.random((B, T)) < 0.6
     layers = [
-        UntiedSimpleRNN(U, T, output_units=2, recurrent_dropout=0.4, seed=1, return_sequences=True)
+        UntiedSimpleRNN(U, timesteps=T, output_units=2, recurrent_dropout=0.4, seed=1, return_sequences=True)
         for _ in range(2)
     ]
     for layer in layers:
@@ -319,9 +319,9 @@ def test_stateful_layer_refuses_another_batch_size(x):
 
 # What a subclass supplies.
 
-OFF = dict.fromkeys(
-    ["return_sequences", "return_state", "go_backwards", "stateful", "unroll", "zero_output_for_mask"], False
-)
+ARGUMENTS = dict.fromkeys(["timesteps", "block_size", "period", "weight_index", "frozen_timesteps"])
+ARGUMENTS |= dict.fromkeys(["return_sequences", "return_state", "go_backwards", "stateful", "unroll"], False)
+ARGUMENTS |= {"zero_output_for_mask": False, "jit_compile": "auto"}
 
 
 class Sums(BaseUntiedRNN):
@@ -331,7 +331,7 @@ class Sums(BaseUntiedRNN):
     output_size = 1
 
     def __init__(self, **options):
-        super().__init__(timesteps=None, jit_compile="auto", **{**OFF, **options})
+        super().__init__(ARGUMENTS | options)
 
     def build_weights(self, input_dim):
         self.weight = self.add_timestep_weight("weight", (input_dim,), keras.initializers.RandomNormal())
@@ -370,7 +370,7 @@ def test_all_states_of_a_stateful_subclass_carry_on(x):
 
 
 def test_base_layer_says_what_a_subclass_must_define(x):
-    layer = BaseUntiedRNN(timesteps=None, jit_compile="auto", **OFF)
+    layer = BaseUntiedRNN(ARGUMENTS)
     with pytest.raises(NotImplementedError, match="build_weights"):
         layer.build(x.shape)
     with pytest.raises(NotImplementedError, match="recurrence"):

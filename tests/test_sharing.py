@@ -13,13 +13,13 @@ from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimp
 
 T = 7  # 3 * 2 + 1
 FAMILY = {
-    "simple": lambda *a, **k: UntiedSimpleRNN(U, *a, output_units=O, return_sequences=True, dtype=DTYPE, **k),
-    "lstm": lambda *a, **k: UntiedLSTM(U, *a, return_sequences=True, dtype=DTYPE, **k),
-    "gru": lambda *a, **k: UntiedGRU(U, *a, return_sequences=True, dtype=DTYPE, **k),
-    "any cell": lambda *a, **k: UntiedRNN(
-        keras.layers.LSTMCell(U, dtype=DTYPE), *a, return_sequences=True, dtype=DTYPE, **k
+    "simple": lambda **k: UntiedSimpleRNN(U, output_units=O, return_sequences=True, dtype=DTYPE, **k),
+    "lstm": lambda **k: UntiedLSTM(U, return_sequences=True, dtype=DTYPE, **k),
+    "gru": lambda **k: UntiedGRU(U, return_sequences=True, dtype=DTYPE, **k),
+    "any cell": lambda **k: UntiedRNN(
+        keras.layers.LSTMCell(U, dtype=DTYPE), return_sequences=True, dtype=DTYPE, **k
     ),
-    "dense": lambda *a, **k: UntiedDense(U, *a, activation="tanh", dtype=DTYPE, **k),
+    "dense": lambda **k: UntiedDense(U, activation="tanh", dtype=DTYPE, **k),
 }
 INDEX = [1, 0, 1, 2, 2, 0, 1]
 DIAL = {
@@ -32,8 +32,8 @@ DIAL = {
 family = pytest.mark.parametrize("name", FAMILY)
 
 
-def built(name, rng, *args, timesteps=T, **options):
-    layer = FAMILY[name](*args, **options)
+def built(name, rng, timesteps=T, **options):
+    layer = FAMILY[name](**options)
     layer.build((None, timesteps, I))
     return randomised(layer, rng)
 
@@ -175,10 +175,12 @@ def test_gradients_of_shared_weights_take_no_copies(name):
 
     def largest(block_size):
         if name == "any cell":
-            layer = UntiedRNN(keras.layers.LSTMCell(units), timesteps, block_size=block_size, unroll=False)
+            layer = UntiedRNN(
+                keras.layers.LSTMCell(units), timesteps=timesteps, block_size=block_size, unroll=False
+            )
         else:
             cls = {"simple": UntiedSimpleRNN, "lstm": UntiedLSTM, "gru": UntiedGRU}[name]
-            layer = cls(units, timesteps, block_size=block_size, unroll=False)
+            layer = cls(units, timesteps=timesteps, block_size=block_size, unroll=False)
         layer.build((1, timesteps, I))
 
         @tf.function(jit_compile=True)
@@ -310,8 +312,8 @@ def test_moves_that_would_change_the_function_are_refused(change, message, rng):
 
 def test_moves_need_a_built_layer_and_keep_states(rng):
     with pytest.raises(ValueError, match="built layer"):
-        UntiedGRU(U, SHORT).untie()
-    layer = UntiedGRU(U, SHORT, block_size=SHORT, stateful=True, dtype=DTYPE)
+        UntiedGRU(U, timesteps=SHORT).untie()
+    layer = UntiedGRU(U, timesteps=SHORT, block_size=SHORT, stateful=True, dtype=DTYPE)
     first, second = rng.normal(size=(2, B, SHORT, I))
     layer(first)
     untied = layer.untie()

@@ -163,7 +163,7 @@ def test_dtype(name, dtype):
 
 
 def test_only_forget_gates_start_with_ones():
-    layer = UntiedLSTM(50, T, bias_initializer=keras.initializers.RandomNormal(stddev=0.3, seed=3))
+    layer = UntiedLSTM(50, timesteps=T, bias_initializer=keras.initializers.RandomNormal(stddev=0.3, seed=3))
     layer.build((None, T, 2))
     i, f, g, o = np.split(ops.convert_to_numpy(layer.bias), 4, axis=-1)
     np.testing.assert_array_equal(f, 1)
@@ -281,7 +281,7 @@ CELL_BY_CELL = {
 @pytest.mark.parametrize("cls", CELL_BY_CELL)
 def test_cells_are_built_only_for_weights_that_keras_does_not_draw(cls, monkeypatch):
     monkeypatch.setattr(cls, "built_cells", 0)
-    layer = UntiedRNN(cls(U), 20)
+    layer = UntiedRNN(cls(U), timesteps=20)
     layer.build((None, 20, I))
     name = CELL_BY_CELL[cls]
     assert cls.built_cells == (1 if name is None else 1 + 20)  # the template, and one for each weight set
@@ -313,7 +313,7 @@ def test_biases_of_an_lstm_cell(bias, fast):
     stacks = []
     for _ in range(2):
         CountedLSTM.made = 0
-        layer = UntiedRNN(CountedLSTM(50, bias_initializer=bias), 20)
+        layer = UntiedRNN(CountedLSTM(50, bias_initializer=bias), timesteps=20)
         layer.build((None, 20, I))
         assert (CountedLSTM.made < 20) == fast
         stacks.append(ops.convert_to_numpy(layer.bias))
@@ -327,14 +327,16 @@ def test_biases_of_an_lstm_cell(bias, fast):
     if isinstance(bias, keras.initializers.HeNormal):  # of a part for `i`, and one for `g` and `o`
         assert np.std(i) == pytest.approx(np.sqrt(2 / 50), rel=0.1)
         assert np.std([g, o]) == pytest.approx(np.sqrt(2 / 100), rel=0.1)
-    without = UntiedRNN(keras.layers.LSTMCell(50, unit_forget_bias=False), 2)
+    without = UntiedRNN(keras.layers.LSTMCell(50, unit_forget_bias=False), timesteps=2)
     without.build((None, 2, I))
     np.testing.assert_array_equal(without.bias, 0)
 
 
 def test_a_generator_of_seeds_gives_each_timestep_its_own_weights():
     seed = keras.random.SeedGenerator(1)
-    layer = UntiedRNN(keras.layers.GRUCell(U, kernel_initializer=keras.initializers.HeNormal(seed=seed)), T)
+    layer = UntiedRNN(
+        keras.layers.GRUCell(U, kernel_initializer=keras.initializers.HeNormal(seed=seed)), timesteps=T
+    )
     layer.build((None, T, I))
     assert len(np.unique(ops.convert_to_numpy(layer.kernel))) == T * I * 3 * U
 

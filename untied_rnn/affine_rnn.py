@@ -6,8 +6,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from untied_rnn import arguments
-from untied_rnn.arguments import KerasObject
 from untied_rnn.compilation import WrittenOut
 from untied_rnn.layer import Tensor
 from untied_rnn.recurrence import Gates, affine_recurrence
@@ -38,7 +36,8 @@ class AffineRNN(BaseUntiedRNN):
         recurrent_dropout: Fraction of the state `h` to drop where it enters `h_{t-1} U_t`, the same
             units at every timestep.
         seed: Integer seed of the dropout.
-        **kwargs: Arguments of the base classes.
+        **kwargs: Arguments of `keras.Layer`, such as `name` or `dtype`. `implementation`, by which Keras's
+            cells choose between orders of computation, is accepted and has no effect.
     """
 
     gates: Gates
@@ -47,34 +46,26 @@ class AffineRNN(BaseUntiedRNN):
     # each timestep. Under XLA the loop is as fast, and compiles in a tenth of the time.
     few_timesteps = WrittenOut(xla=0, graph=32, eager=0)
 
-    def __init__(
-        self,
-        units: int,
-        timesteps: int | None = None,
-        use_bias: bool = True,
-        kernel_initializer: KerasObject = "glorot_uniform",
-        recurrent_initializer: KerasObject = "orthogonal",
-        bias_initializer: KerasObject = "zeros",
-        kernel_regularizer: KerasObject | None = None,
-        recurrent_regularizer: KerasObject | None = None,
-        bias_regularizer: KerasObject | None = None,
-        activity_regularizer: KerasObject | None = None,
-        kernel_constraint: KerasObject | None = None,
-        recurrent_constraint: KerasObject | None = None,
-        bias_constraint: KerasObject | None = None,
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs: Any,
-    ):
-        received = dict(locals())
-        super().__init__(timesteps, **kwargs)
-        arguments.store(self, AffineRNN.__init__, received)
+    units: int
+    use_bias: bool
+    kernel_initializer: Callable[..., Tensor]
+    recurrent_initializer: Callable[..., Tensor]
+    bias_initializer: Callable[..., Tensor]
+    kernel_regularizer: Callable[[Tensor], Tensor] | None
+    recurrent_regularizer: Callable[[Tensor], Tensor] | None
+    bias_regularizer: Callable[[Tensor], Tensor] | None
+    kernel_constraint: Callable[[Tensor], Tensor] | None
+    recurrent_constraint: Callable[[Tensor], Tensor] | None
+    bias_constraint: Callable[[Tensor], Tensor] | None
+    dropout: float
+    recurrent_dropout: float
+    seed: int | None
+
+    def __init__(self, received: dict[str, Any]):
+        received["kwargs"].pop("implementation", None)
+        super().__init__(received)
         self.output_size = self.units
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **arguments.config(self, AffineRNN.__init__)}
 
     @property
     def bias_shape(self) -> tuple[int, ...]:

@@ -3,11 +3,10 @@
 One rule per argument name serves every layer, so that no layer lists its arguments twice.
 """
 
-import inspect
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import keras
 
@@ -90,6 +89,20 @@ def _jit_compile(name: str, value: Any) -> bool | str:
     raise ValueError(f'`{name}` must be "auto", `True` or `False`. Received: {name}={value!r}')
 
 
+def _use_cudnn(name: str, value: Any) -> bool | str:
+    if value is False or value == "auto":
+        return value
+    raise ValueError(
+        f'`{name}` must be "auto" or `False`, since cuDNN has one weight set for all timesteps. '
+        f"Received: {name}={value!r}"
+    )
+
+
+def _absent(name: str, value: Any) -> None:
+    if value is not None:
+        raise ValueError(f"`{name}` must be `None` for untied layers. Received: {name}={value!r}")
+
+
 def _seed(name: str, value: Any) -> int | None:
     if value is None or isinstance(value, numbers.Integral):
         return None if value is None else int(value)
@@ -122,10 +135,24 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "zero_output_for_mask": _boolean,
     "unroll": _unroll,
     "jit_compile": _jit_compile,
+    "use_cudnn": _use_cudnn,
+    "lora_rank": _absent,
+    "lora_alpha": _absent,
+    "quantization_config": _absent,
 }
 
 # What an argument for a Keras object may be: its name, its configuration or itself.
 KerasObject = str | dict[str, Any] | Callable[..., Any]
+
+
+class LayerArguments(TypedDict, total=False):
+    """The arguments of `keras.Layer` that every layer takes."""
+
+    name: str | None
+    dtype: str | keras.DTypePolicy | None
+    trainable: bool
+    autocast: bool
+
 
 # Arguments whose name ends in one of these are Keras objects, given as object, name or config.
 _KERAS_MODULES = {
@@ -141,33 +168,30 @@ def _keras_module(name: str) -> Any:
     return _KERAS_MODULES.get(name.rsplit("_", 1)[-1])
 
 
-def _names(init: Callable) -> list[str]:
-    parameters = list(inspect.signature(init).parameters.values())[1:]
-    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-
-
 def check(name: str, value: Any) -> Any:
     """`value` as what the argument `name` takes: a number, or a Keras object for its name."""
     module = _keras_module(name)
     return module.get(value) if module else _CHECKS[name](name, value)
 
 
-def store(layer: keras.Layer, init: Callable, values: dict[str, Any]) -> None:
-    """Sets every argument of the constructor `init` as a checked attribute of `layer`.
+def store(layer: keras.Layer, received: dict[str, Any]) -> list[str]:
+    """Sets arguments as checked attributes of `layer`.
 
     Args:
         layer: The layer under construction, after `keras.Layer.__init__`.
-        init: The constructor whose signature names the arguments.
-        values: The arguments as received; `locals()` at the constructor's start.
+        received: Its constructor's arguments, with their names.
+
+    Returns:
+        The names of the arguments.
     """
-    for name in _names(init):
-        if getattr(layer, name, None) is None:  # else a base class, which takes it as well, has set it
-            setattr(layer, name, check(name, values[name]))
+    for name, value in received.items():
+        setattr(layer, name, check(name, value))
+    return list(received)
 
 
-def config(layer: keras.Layer, init: Callable) -> dict[str, Any]:
-    """The arguments of the constructor `init` as they stand on `layer`, ready for JSON."""
-    values = {name: getattr(layer, name) for name in _names(init)}
+def config(layer: keras.Layer, names: list[str]) -> dict[str, Any]:
+    """The arguments of these names as they stand on `layer`, ready for JSON."""
+    values = {name: getattr(layer, name) for name in names}
     return {
         name: module.serialize(value) if value is not None and (module := _keras_module(name)) else value
         for name, value in values.items()

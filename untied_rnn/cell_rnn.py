@@ -2,15 +2,16 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import numpy as np
 from keras import ops
 
+from untied_rnn.arguments import KerasObject, LayerArguments
 from untied_rnn.compilation import WrittenOut
 from untied_rnn.draws import StackInitializer, initializer_at, is_drawn_in_one_pass, is_elementwise
 from untied_rnn.layer import Shape, Tensor
@@ -30,9 +31,9 @@ class UntiedRNN(BaseUntiedRNN):
     y_t, states_t = cell(x_t, states_{t-1}; theta_t)
     ```
 
-    Drop-in replacement for `keras.layers.RNN`: shared arguments have the same meaning. Each weight of the
-    cell becomes one variable of the same name with a leading axis of weight sets, and each of them is what
-    the cell's own initializers, regularizers and constraints make of it.
+    Drop-in replacement for `keras.layers.RNN`: its arguments have the same order and meaning. Each weight of
+    the cell becomes one variable of the same name with a leading axis of weight sets. Each set is what the
+    cell's own initializers, regularizers and constraints make of it.
 
     Args:
         cell: A `keras.Layer` with `state_size` and `call(inputs, states)`, which returns an output and the
@@ -43,7 +44,7 @@ class UntiedRNN(BaseUntiedRNN):
             torch, where random numbers leave no trace, it goes unnoticed). An initializer with an integer
             seed gives each timestep its own values if the cell has it as an attribute. If `dtype` is
             given, it is also the cell's.
-        **kwargs: Arguments of the base classes.
+        activity_regularizer: Regularizer of what the layer outputs.
 
     Output shape:
         `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`, where `features` is
@@ -78,7 +79,27 @@ class UntiedRNN(BaseUntiedRNN):
     # call takes 0.1 s for each timestep in a plain graph and 0.2 to 0.4 under XLA, half of a list's.
     few_timesteps = WrittenOut(xla=32, graph=32, eager=0)
 
-    def __init__(self, cell: Any, timesteps: int | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        cell: Any,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool | int | str = "auto",
+        zero_output_for_mask: bool = False,
+        *,
+        timesteps: int | None = None,
+        block_size: int | None = None,
+        period: int | None = None,
+        weight_index: Sequence[int] | None = None,
+        frozen_timesteps: Sequence[int] | None = None,
+        activity_regularizer: KerasObject | None = None,
+        jit_compile: bool | str = "auto",
+        **kwargs: Unpack[LayerArguments],
+    ):
+        received = dict(locals())
+        del received["cell"]
         if isinstance(cell, (list, tuple)):
             cell = keras.layers.StackedRNNCells(list(cell))
         if not isinstance(cell, keras.Layer) or not hasattr(cell, "state_size"):
@@ -90,7 +111,7 @@ class UntiedRNN(BaseUntiedRNN):
                 f"Received: cell={cell!r}"
             )
         kwargs.setdefault("dtype", cell.dtype_policy)
-        super().__init__(timesteps, **kwargs)
+        super().__init__(received)
         # In a namespace so that Keras does not take the template's weights for this layer's.
         self._cells = SimpleNamespace(given=cell, template=cell)
         size = cell.state_size
@@ -117,7 +138,7 @@ class UntiedRNN(BaseUntiedRNN):
             return config
         # A `keras.layers.LSTM` is an `RNN` as well, whose cell has its other arguments. The cell's own
         # `dtype` is what it computes in.
-        known = {*inspect.signature(cls).parameters, "activity_regularizer", "trainable"}
+        known = {*inspect.signature(UntiedRNN).parameters, "trainable"}
         return {k: v for k, v in config.items() if k in known} | {"dtype": layer.cell.dtype_policy}
 
     # Weights.

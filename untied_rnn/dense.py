@@ -1,13 +1,13 @@
 """`UntiedDense`: a Dense layer with weights per timestep."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import keras
 from keras import ops
 
-from untied_rnn import arguments
 from untied_rnn.affine import affine
-from untied_rnn.arguments import KerasObject
+from untied_rnn.arguments import KerasObject, LayerArguments
 from untied_rnn.dial import DialLayer
 from untied_rnn.layer import Shape, Tensor
 
@@ -36,7 +36,9 @@ class UntiedDense(DialLayer):
         activity_regularizer: Regularizer of what the layer outputs.
         kernel_constraint: Constraint on each `W_t` by itself.
         bias_constraint: Constraint on each `b_t` by itself.
-        **kwargs: Arguments of the base classes.
+        lora_rank: `None`, as there is no low-rank form of the kernels. So for the next two.
+        lora_alpha: `None`.
+        quantization_config: `None`.
 
     Call arguments:
         inputs: Tensor of shape `(batch, timesteps, input_dim)`.
@@ -73,10 +75,13 @@ class UntiedDense(DialLayer):
 
     tied_class = keras.layers.Dense
 
+    units: int
+    activation: Callable[[Tensor], Tensor]
+    use_bias: bool
+
     def __init__(
         self,
         units: int,
-        timesteps: int | None = None,
         activation: KerasObject | None = None,
         use_bias: bool = True,
         kernel_initializer: KerasObject = "glorot_uniform",
@@ -86,14 +91,18 @@ class UntiedDense(DialLayer):
         activity_regularizer: KerasObject | None = None,
         kernel_constraint: KerasObject | None = None,
         bias_constraint: KerasObject | None = None,
-        **kwargs: Any,
+        lora_rank: None = None,
+        lora_alpha: None = None,
+        quantization_config: None = None,
+        *,
+        timesteps: int | None = None,
+        block_size: int | None = None,
+        period: int | None = None,
+        weight_index: Sequence[int] | None = None,
+        frozen_timesteps: Sequence[int] | None = None,
+        **kwargs: Unpack[LayerArguments],
     ):
-        received = dict(locals())
-        super().__init__(timesteps, **kwargs)
-        arguments.store(self, UntiedDense.__init__, received)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **arguments.config(self, UntiedDense.__init__)}
+        super().__init__(locals())
 
     def build_weights(self, input_dim: int) -> None:
         def add(name: str, shape: tuple[int, ...]) -> keras.Variable:

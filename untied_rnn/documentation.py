@@ -1,7 +1,7 @@
-"""Signatures and docstrings that show what a class takes over from its base classes, written once.
+"""Docstrings that show what a class has from its base classes, written once.
 
-A layer states its own arguments and hands the rest on as `**kwargs`. So that `help`, editors and the
-reference still show all of them, a class gets the arguments and the sections of its base class added.
+A layer's docstring explains what is special to it. `help`, editors and the reference show the rest as well,
+for the class gets the arguments and the sections of its base class added.
 """
 
 import inspect
@@ -21,16 +21,7 @@ _ORDER = [
 
 
 def complete(cls: type, base: type) -> None:
-    """Adds to the signature and the docstring of `cls` what it has from `base`."""
-    init = vars(cls).get("__init__")
-    if init is not None:
-        own = list(inspect.signature(init).parameters.values())[1:]
-        if not own or own[-1].kind is not inspect.Parameter.VAR_KEYWORD:
-            return  # it takes nothing over
-        names = [p.name for p in own]
-        inherited = (p for p in inspect.signature(base).parameters.values() if p.name not in names)
-        more = [p.replace(kind=p.KEYWORD_ONLY) for p in inherited]
-        cls.__signature__ = inspect.Signature([*own[:-1], *more, own[-1]])  # type: ignore[attr-defined]
+    """Adds to the docstring of `cls` the arguments and sections that it has from `base`."""
     if cls.__doc__ and base.__doc__:  # there are none under `python -OO`
         order = [*inspect.signature(cls).parameters]
         cls.__doc__ = _merged(inspect.cleandoc(cls.__doc__), inspect.cleandoc(base.__doc__), order)
@@ -38,9 +29,7 @@ def complete(cls: type, base: type) -> None:
 
 def _merged(doc: str, base: str, order: list[str]) -> str:
     (start, sections), (_, others) = split_sections(doc), split_sections(base)
-    own, inherited = _entries(sections.get("Args", "")), _entries(others.get("Args", ""))
-    own.pop("kwargs", None)
-    entries = inherited | own
+    entries = _entries(others.get("Args", "")) | _entries(sections.get("Args", ""))
     arguments = "".join(entries[name] for name in _sorted(entries, order))
     sections = {**others, **sections, "Args": arguments}
     titles = _sorted(sections, _ORDER)

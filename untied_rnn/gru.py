@@ -1,13 +1,13 @@
 """`UntiedGRU`: its weights and its step."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
-from untied_rnn import arguments
 from untied_rnn.affine_rnn import AffineRNN
-from untied_rnn.arguments import KerasObject
+from untied_rnn.arguments import KerasObject, LayerArguments
 from untied_rnn.layer import Tensor
 from untied_rnn.recurrence import Activation, Gates, project
 from untied_rnn.slopes import is_known, slope
@@ -67,8 +67,7 @@ class UntiedGRU(AffineRNN):
     h_t = z * h_{t-1} + (1 - z) * g
     ```
 
-    Drop-in replacement for `keras.layers.GRU`: shared arguments have the same meaning. There is no
-    `use_cudnn`, since cuDNN's GRU is a tied one.
+    Drop-in replacement for `keras.layers.GRU`: its arguments have the same order and meaning.
 
     Args:
         units: Positive integer, the size of the state `h`.
@@ -76,7 +75,7 @@ class UntiedGRU(AffineRNN):
         recurrent_activation: Activation of the gates `z` and `r`.
         use_bias: Whether there are `b` and `c`.
         reset_after: Whether `r` acts after the product with `U_t` or before it, which is slower.
-        **kwargs: Arguments of the base classes.
+        use_cudnn: `"auto"` or `False`, which are the same: cuDNN's GRU has one weight set for all timesteps.
 
     Output shape:
         `(batch, units)`, or `(batch, timesteps, units)` with `return_sequences`. With `return_state`, a
@@ -109,24 +108,49 @@ class UntiedGRU(AffineRNN):
 
     tied_class = keras.layers.GRU
 
+    activation: Activation
+    recurrent_activation: Activation
+    reset_after: bool
+
     def __init__(
         self,
         units: int,
-        timesteps: int | None = None,
         activation: KerasObject | None = "tanh",
         recurrent_activation: KerasObject | None = "sigmoid",
         use_bias: bool = True,
+        kernel_initializer: KerasObject = "glorot_uniform",
+        recurrent_initializer: KerasObject = "orthogonal",
+        bias_initializer: KerasObject = "zeros",
+        kernel_regularizer: KerasObject | None = None,
+        recurrent_regularizer: KerasObject | None = None,
+        bias_regularizer: KerasObject | None = None,
+        activity_regularizer: KerasObject | None = None,
+        kernel_constraint: KerasObject | None = None,
+        recurrent_constraint: KerasObject | None = None,
+        bias_constraint: KerasObject | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool | int | str = "auto",
         reset_after: bool = True,
-        **kwargs: Any,
+        use_cudnn: bool | str = "auto",
+        *,
+        timesteps: int | None = None,
+        block_size: int | None = None,
+        period: int | None = None,
+        weight_index: Sequence[int] | None = None,
+        frozen_timesteps: Sequence[int] | None = None,
+        zero_output_for_mask: bool = False,
+        jit_compile: bool | str = "auto",
+        **kwargs: Unpack[LayerArguments],
     ):
-        received = dict(locals())
-        super().__init__(units, timesteps, use_bias, **kwargs)
-        arguments.store(self, UntiedGRU.__init__, received)
+        super().__init__(locals())
         self.gates = _GRUGates(self.activation, self.recurrent_activation, self.reset_after)
         self.state_size = [self.units]
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **arguments.config(self, UntiedGRU.__init__)}
 
     @property
     def bias_shape(self) -> tuple[int, ...]:

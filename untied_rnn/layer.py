@@ -1,6 +1,6 @@
 """What all layers with weights per timestep have in common: the stacked weights, and who shares them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,24 +49,26 @@ class UntiedLayer(keras.Layer):
     """
 
     timesteps: int | None
+    block_size: int | None
+    period: int | None
+    weight_index: list[int] | None
+    frozen_timesteps: list[int] | None
     sharing: Sharing  # once the layer is built; of the stacks that `stacks` returns
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         documentation.complete(cls, cls.__mro__[1])
 
-    def __init__(
-        self,
-        timesteps: int | None = None,
-        block_size: int | None = None,
-        period: int | None = None,
-        weight_index: Sequence[int] | None = None,
-        frozen_timesteps: Sequence[int] | None = None,
-        **kwargs: Any,
-    ):
-        received = dict(locals())
-        super().__init__(**kwargs)
-        arguments.store(self, UntiedLayer.__init__, received)
+    def __init__(self, received: dict[str, Any]):
+        """Stores what a subclass received.
+
+        Args:
+            received: `locals()` at the start of the constructor: its arguments, all that are said above among
+                them, and as `kwargs` those of `keras.Layer`.
+        """
+        received = {name: value for name, value in received.items() if name not in ("self", "__class__")}
+        super().__init__(**received.pop("kwargs", {}))
+        self._argument_names = arguments.store(self, received)
         if not keras.backend.is_float_dtype(self.compute_dtype):
             raise ValueError(f"`dtype` must be a floating-point one. Received: dtype={self.compute_dtype}")
         given = {name: received[name] for name in DIAL if received[name] is not None}
@@ -88,7 +90,7 @@ class UntiedLayer(keras.Layer):
         self._order, self._trained = np.arange(0), 0
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **arguments.config(self, UntiedLayer.__init__)}
+        return {**super().get_config(), **arguments.config(self, self._argument_names)}
 
     # Weights.
 

@@ -1,15 +1,14 @@
 """`UntiedLSTM`: its weights and its step."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
 
 import keras
 import numpy as np
 from keras import ops
 
-from untied_rnn import arguments
 from untied_rnn.affine_rnn import AffineRNN
-from untied_rnn.arguments import KerasObject
+from untied_rnn.arguments import KerasObject, LayerArguments
 from untied_rnn.draws import StackInitializer, draw
 from untied_rnn.layer import Tensor
 from untied_rnn.recurrence import Activation, Gates
@@ -71,8 +70,7 @@ class UntiedLSTM(AffineRNN):
     h_t = o * activation(c_t)
     ```
 
-    Drop-in replacement for `keras.layers.LSTM`: shared arguments have the same meaning. There is no
-    `use_cudnn`, since cuDNN's LSTM is a tied one.
+    Drop-in replacement for `keras.layers.LSTM`: its arguments have the same order and meaning.
 
     Args:
         units: Positive integer, the size of the states `h` and `c`.
@@ -80,7 +78,7 @@ class UntiedLSTM(AffineRNN):
         recurrent_activation: Activation of the gates `i`, `f` and `o`.
         use_bias: Whether there is a `b`.
         unit_forget_bias: Whether the biases of `f` start as ones.
-        **kwargs: Arguments of the base classes.
+        use_cudnn: `"auto"` or `False`, which are the same: cuDNN's LSTM has one weight set for all timesteps.
 
     Output shape:
         `(batch, units)`, or `(batch, timesteps, units)` with `return_sequences`. With `return_state`, a
@@ -113,24 +111,49 @@ class UntiedLSTM(AffineRNN):
 
     tied_class = keras.layers.LSTM
 
+    activation: Activation
+    recurrent_activation: Activation
+    unit_forget_bias: bool
+
     def __init__(
         self,
         units: int,
-        timesteps: int | None = None,
         activation: KerasObject | None = "tanh",
         recurrent_activation: KerasObject | None = "sigmoid",
         use_bias: bool = True,
+        kernel_initializer: KerasObject = "glorot_uniform",
+        recurrent_initializer: KerasObject = "orthogonal",
+        bias_initializer: KerasObject = "zeros",
         unit_forget_bias: bool = True,
-        **kwargs: Any,
+        kernel_regularizer: KerasObject | None = None,
+        recurrent_regularizer: KerasObject | None = None,
+        bias_regularizer: KerasObject | None = None,
+        activity_regularizer: KerasObject | None = None,
+        kernel_constraint: KerasObject | None = None,
+        recurrent_constraint: KerasObject | None = None,
+        bias_constraint: KerasObject | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool | int | str = "auto",
+        use_cudnn: bool | str = "auto",
+        *,
+        timesteps: int | None = None,
+        block_size: int | None = None,
+        period: int | None = None,
+        weight_index: Sequence[int] | None = None,
+        frozen_timesteps: Sequence[int] | None = None,
+        zero_output_for_mask: bool = False,
+        jit_compile: bool | str = "auto",
+        **kwargs: Unpack[LayerArguments],
     ):
-        received = dict(locals())
-        super().__init__(units, timesteps, use_bias, **kwargs)
-        arguments.store(self, UntiedLSTM.__init__, received)
+        super().__init__(locals())
         self.gates = _LSTMGates(self.activation, self.recurrent_activation)
         self.state_size = [self.units, self.units]
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **arguments.config(self, UntiedLSTM.__init__)}
 
     def initializer_of(self, role: str) -> Callable[..., Tensor]:
         initializer = super().initializer_of(role)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple
 import keras
 from keras import ops
 
-from untied_rnn import arguments
 from untied_rnn.compilation import Program, WrittenOut, fastest_form
 from untied_rnn.dial import DialLayer
 from untied_rnn.layer import Shape, Tensor
@@ -61,7 +60,6 @@ class BaseUntiedRNN(DialLayer):
         jit_compile: On TensorFlow, whether XLA compiles the layer where it does not compile what is around
             it: in plain calls, custom training loops, and a `fit` that Keras does not compile with XLA, as on
             a CPU. `"auto"` does so on a GPU. Other backends ignore it.
-        **kwargs: Arguments of the base classes.
 
     Call arguments:
         sequences: Tensor of shape `(batch, timesteps, input_dim)`.
@@ -82,31 +80,22 @@ class BaseUntiedRNN(DialLayer):
     """
 
     few_timesteps: ClassVar[WrittenOut] = WrittenOut(xla=0, graph=0, eager=0)
+    return_sequences: bool
+    return_state: bool
+    go_backwards: bool
+    stateful: bool
+    unroll: bool | int | str
+    zero_output_for_mask: bool
+    jit_compile: bool | str
     state_size: list[Any]
     output_size: int
 
-    def __init__(
-        self,
-        timesteps: int | None = None,
-        return_sequences: bool = False,
-        return_state: bool = False,
-        go_backwards: bool = False,
-        stateful: bool = False,
-        unroll: bool | int | str = "auto",
-        zero_output_for_mask: bool = False,
-        jit_compile: bool | str = "auto",
-        **kwargs: Any,
-    ):
-        received = dict(locals())
-        super().__init__(timesteps, **kwargs)
-        arguments.store(self, BaseUntiedRNN.__init__, received)
+    def __init__(self, received: dict[str, Any]):
+        super().__init__(received)
         # In a namespace so that Keras does not take the states for weights: another batch size would
         # then make files and `set_weights` fail.
         self._carried = SimpleNamespace(states=None)
         self._run = Program(self._sequence, self.jit_compile)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **arguments.config(self, BaseUntiedRNN.__init__)}
 
     # What a subclass supplies.
 

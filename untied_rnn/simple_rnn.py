@@ -1,17 +1,16 @@
 """`UntiedSimpleRNN`: its weights and its step."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import keras
 
-from untied_rnn import arguments
 from untied_rnn.affine import affine
 from untied_rnn.affine_rnn import AffineRNN
-from untied_rnn.arguments import KerasObject
+from untied_rnn.arguments import KerasObject, LayerArguments
 from untied_rnn.compilation import WrittenOut
 from untied_rnn.layer import Tensor
-from untied_rnn.recurrence import Gates
+from untied_rnn.recurrence import Activation, Gates
 from untied_rnn.rnn import Run
 from untied_rnn.slopes import is_known, slope
 
@@ -22,7 +21,7 @@ class _Activation(Gates):
     parts = 1
     only_sum = True
 
-    def __init__(self, activation: Callable[[Tensor], Tensor]):
+    def __init__(self, activation: Activation):
         self.activation = activation
         self.has_backward = is_known(activation)
 
@@ -47,7 +46,7 @@ class UntiedSimpleRNN(AffineRNN):
     y_t = output_activation(h_t V_t + c_t)            (with output_units)
     ```
 
-    Drop-in replacement for `keras.layers.SimpleRNN`: shared arguments have the same meaning.
+    Drop-in replacement for `keras.layers.SimpleRNN`: its arguments have the same order and meaning.
 
     Args:
         units: Positive integer, the size of the state `h`.
@@ -58,7 +57,6 @@ class UntiedSimpleRNN(AffineRNN):
         output_initializer: Initializer of each `V_t`, of shape `(units, output_units)`.
         output_regularizer: Regularizer of each `V_t`.
         output_constraint: Constraint on each `V_t` by itself. Each `c_t` is treated as a `b_t`.
-        **kwargs: Arguments of the base classes.
 
     Output shape:
         `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`, where
@@ -101,29 +99,52 @@ class UntiedSimpleRNN(AffineRNN):
     # graph it takes 0.65 to 0.85 at 28 to 200 timesteps, and the first call 23 ms more for each timestep.
     few_timesteps = WrittenOut(xla=32, graph=128, eager=32)
 
+    activation: Activation
+    output_units: int | None
+    output_activation: Activation
+
     def __init__(
         self,
         units: int,
-        timesteps: int | None = None,
         activation: KerasObject | None = "tanh",
         use_bias: bool = True,
+        kernel_initializer: KerasObject = "glorot_uniform",
+        recurrent_initializer: KerasObject = "orthogonal",
+        bias_initializer: KerasObject = "zeros",
+        kernel_regularizer: KerasObject | None = None,
+        recurrent_regularizer: KerasObject | None = None,
+        bias_regularizer: KerasObject | None = None,
+        activity_regularizer: KerasObject | None = None,
+        kernel_constraint: KerasObject | None = None,
+        recurrent_constraint: KerasObject | None = None,
+        bias_constraint: KerasObject | None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool | int | str = "auto",
+        seed: int | None = None,
+        *,
+        timesteps: int | None = None,
+        block_size: int | None = None,
+        period: int | None = None,
+        weight_index: Sequence[int] | None = None,
+        frozen_timesteps: Sequence[int] | None = None,
         output_units: int | None = None,
         output_activation: KerasObject | None = None,
-        *,
         output_initializer: KerasObject = "glorot_uniform",
         output_regularizer: KerasObject | None = None,
         output_constraint: KerasObject | None = None,
-        **kwargs: Any,
+        zero_output_for_mask: bool = False,
+        jit_compile: bool | str = "auto",
+        **kwargs: Unpack[LayerArguments],
     ):
-        received = dict(locals())
-        super().__init__(units, timesteps, use_bias, **kwargs)
-        arguments.store(self, UntiedSimpleRNN.__init__, received)
+        super().__init__(locals())
         self.gates = _Activation(self.activation)
         self.state_size = [self.units]
         self.output_size = self.output_units or self.units
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **arguments.config(self, UntiedSimpleRNN.__init__)}
 
     def build_weights(self, input_dim: int) -> None:
         super().build_weights(input_dim)
