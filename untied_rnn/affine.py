@@ -14,7 +14,7 @@ def affine(inputs: Tensor, kernel: Tensor, bias: Tensor | None, sharing: Sharing
 
     Args:
         inputs: `x`, `(timesteps, batch, input_dim)`.
-        kernel: `W`, `(sets, input_dim, units)`.
+        kernel: `W`, `(sets, input_dim, units)`, which may be of another dtype than the inputs.
         bias: `b`, `(sets, units)` or `None`.
         sharing: Which set a timestep uses.
 
@@ -36,5 +36,5 @@ def affine(inputs: Tensor, kernel: Tensor, bias: Tensor | None, sharing: Sharing
 
 
 def _batched(inputs: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    outputs = ops.matmul(inputs, kernel)
-    return outputs if bias is None else outputs + ops.expand_dims(bias, -2)
+    outputs = ops.matmul(inputs, ops.cast(kernel, inputs.dtype))
+    return outputs if bias is None else outputs + ops.cast(ops.expand_dims(bias, -2), inputs.dtype)

@@ -18,7 +18,7 @@ from untied_rnn.layer import Shape, Tensor
 from untied_rnn.lstm import UnitForgetBias
 from untied_rnn.recurrence import along_time
 from untied_rnn.rnn import BaseUntiedRNN, Run
-from untied_rnn.scan import Tensors, scan
+from untied_rnn.scan import Stack, Tensors, scan
 
 
 @keras.saving.register_keras_serializable(package="untied_rnn")
@@ -206,8 +206,7 @@ class UntiedRNN(BaseUntiedRNN):
             step,
             run.states,
             [run.mask, run.inputs, *masks],
-            list(run.weights.values()),
-            self.index,
+            [Stack(stack, self.index) for stack in run.weights.values()],
             unroll=run.unroll,
             y_shapes=[(run.states[0].shape[0], self.output_size)],
         )

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 Tensors = list[Any]
 Step = Callable[[Tensors, Any, Tensors], tuple[Tensors, Tensors]]
+# A step that returns beside carry and `y_t` what is to be added to the set of each of the first stacks.
+SummingStep = Callable[[Tensors, Any, Tensors], tuple[Tensors, Any, Tensors]]
+Index = Callable[[Any], Any]
 
 
 def lax_scan(
@@ -15,49 +18,72 @@ def lax_scan(
     carry: Tensors,
     xs: Tensors,
     weights: Tensors,
-    index: Callable[[Any], Any] | None,
-    sum_shapes: list[tuple],
+    indices: list[Index | None],
     sums: int,
     reverse: bool,
     steps_per_iteration: int,
 ) -> tuple[Tensors, Tensors]:
-    """See `untied_rnn.scan.scan`; no entry of `xs` is `None`. `sum_shapes` are the shapes of the sums."""
+    """See `untied_rnn.scan.scan`.
+
+    Args:
+        step, carry, xs, sums, reverse, steps_per_iteration: See there; no entry of `xs` is `None`.
+        weights, indices: The values of the weights, and for each its index.
+    """
+    # Separate weights are slices along time, as `xs` are.
+    separate = [i for i, index in enumerate(indices) if index is None]
+    shared = [(i, index) for i, index in enumerate(indices) if index is not None]
+    order = [*separate, *(i for i, _ in shared)]
+    slices = [*xs, *(weights[i] for i in separate)]
+    stacks, picks = [weights[i] for i, _ in shared], [index for _, index in shared]
     loop: dict[str, Any] = {"reverse": reverse, "unroll": steps_per_iteration}
-    if index is None or not weights:
-        return jax.lax.scan(lambda carry, x: step(carry, *x), carry, (xs, weights), **loop)
-    if sums:
-        return _summed(step, carry, xs, weights, index, sum_shapes, loop)
-    return _shared(step, carry, xs, weights, index, loop)
+
+    def whole_step(carry: Tensors, slices: Tensors, picked: Tensors) -> tuple[Tensors, Tensors]:
+        used = dict(zip(order, [*slices[len(xs) :], *picked], strict=True))
+        return step(carry, slices[: len(xs)], [used[i] for i in range(len(weights))])
+
+    def summing_step(carry: Tensors, slices: Tensors, picked: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        carry, y = whole_step(carry, slices, picked)
+        ys, parts = y[: len(y) - sums], y[len(y) - sums :]
+        parts = [part.astype(weights[i].dtype) for i, part in enumerate(parts)]
+        ys += [parts[i] for i in separate if i < sums]
+        return carry, ys, [parts[i] for i, _ in shared if i < sums]
+
+    if shared and not sums:
+        return _with_lean_gradient(whole_step, carry, slices, stacks, picks, loop)
+    number = sum(i < sums for i, _ in shared)
+    carry, ys, totals = _summed(summing_step, carry, slices, stacks, picks, number, loop)
+    first = len(ys) - (sums - number)
+    found = dict(zip([i for i in order if i < sums], [*ys[first:], *totals], strict=True))
+    return carry, [*ys[:first], *(found[i] for i in range(sums))]
 
 
-def _pick(stacks: Tensors, s: Any) -> Tensors:
-    return [jax.lax.dynamic_index_in_dim(stack, s, keepdims=False) for stack in stacks]
+def _pick(stacks: Tensors, picks: list[Index], t: Any) -> Tensors:
+    pairs = zip(stacks, picks, strict=True)
+    return [jax.lax.dynamic_index_in_dim(stack, pick(t), keepdims=False) for stack, pick in pairs]
 
 
-def _steps(xs: Any) -> jax.Array:
+def _timesteps(xs: Any) -> jax.Array:
     return jnp.arange(jax.tree.leaves(xs)[0].shape[0])
 
 
 def _summed(
-    step: Step, carry: Tensors, xs: Any, weights: Tensors, index: Callable, shapes: list, loop: dict
-) -> tuple[Tensors, Tensors]:
-    """With sums that the loop carries, so that each step adds to one set in place."""
-    sets = weights[0].shape[0]
-    totals = [jnp.zeros((sets, *shape), carry[0].dtype) for shape in shapes]
+    step: SummingStep, carry: Tensors, xs: Any, stacks: Tensors, picks: list[Index], number: int, loop: dict
+) -> tuple[Tensors, Tensors, Tensors]:
+    """With sums for the first `number` stacks, which the loop carries, so that each is added to in place."""
 
     def body(state: tuple, x: tuple) -> tuple[tuple, Any]:
         (carry, totals), (t, x) = state, x
-        s = index(t)
-        carry, y = step(carry, x, _pick(weights, s))
-        y, parts = y[: -len(totals)], y[-len(totals) :]
-        return (carry, [total.at[s].add(part) for total, part in zip(totals, parts, strict=True)]), y
+        carry, y, parts = step(carry, x, _pick(stacks, picks, t))
+        pairs = zip(totals, parts, strict=True)
+        return (carry, [total.at[picks[i](t)].add(part) for i, (total, part) in enumerate(pairs)]), y
 
-    (carry, totals), ys = jax.lax.scan(body, (carry, totals), (_steps(xs), xs), **loop)
-    return carry, [*ys, *totals]
+    totals = [jnp.zeros_like(stack) for stack in stacks[:number]]
+    (carry, totals), ys = jax.lax.scan(body, (carry, totals), (_timesteps(xs), xs), **loop)
+    return carry, ys, totals
 
 
-def _shared(
-    step: Step, carry: Tensors, xs: Tensors, weights: Tensors, index: Callable, loop: dict
+def _with_lean_gradient(
+    step: Step, carry: Tensors, xs: Tensors, stacks: Tensors, picks: list[Index], loop: dict
 ) -> tuple[Tensors, Tensors]:
     """With a gradient that computes each step again from its carry, and sums over the steps of a set.
 
@@ -65,40 +91,37 @@ def _shared(
     """
     smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in xs]
 
-    def run(carry: Tensors, xs: Tensors, weights: Tensors) -> tuple:
+    def run(carry: Tensors, xs: Tensors, stacks: Tensors) -> tuple:
         def body(carry: Tensors, x: tuple) -> tuple[Tensors, tuple]:
             t, x = x
-            after, y = step(carry, x, _pick(weights, index(t)))
+            after, y = step(carry, x, _pick(stacks, picks, t))
             return after, (y, carry)
 
-        last, (ys, carries) = jax.lax.scan(body, carry, (_steps(xs), xs), **loop)
-        return (last, ys), (carries, xs, weights)
+        last, (ys, carries) = jax.lax.scan(body, carry, (_timesteps(xs), xs), **loop)
+        return (last, ys), (carries, xs, stacks)
 
     def backward(residuals: tuple, upstream: tuple) -> tuple:
-        carries, xs, weights = residuals
+        carries, xs, stacks = residuals
         d_last, d_ys = upstream
 
-        def backward_step(d_after: Tensors, x: tuple, weights: Tensors) -> tuple[Tensors, Tensors]:
+        def backward_step(d_after: Tensors, x: Any, picked: Tensors) -> tuple[Tensors, Tensors, Tensors]:
             before, x, d_y = x
             floats = [value for value, is_smooth in zip(x, smooth, strict=True) if is_smooth]
 
-            def again(before: Tensors, floats: Tensors, weights: Tensors) -> tuple[Tensors, Tensors]:
+            def again(before: Tensors, floats: Tensors, picked: Tensors) -> tuple[Tensors, Tensors]:
                 given = iter(floats)
                 full = [next(given) if is_smooth else v for v, is_smooth in zip(x, smooth, strict=True)]
-                return step(before, full, weights)
+                return step(before, full, picked)
 
-            _, pull = jax.vjp(again, before, floats, weights)
-            d_before, d_floats, d_weights = pull((d_after, d_y))
-            return d_before, [*d_floats, *d_weights]
+            _, pull = jax.vjp(again, before, floats, picked)
+            return pull((d_after, d_y))
 
-        shapes = [w.shape[1:] for w in weights]
         backwards = {**loop, "reverse": not loop["reverse"]}
         steps = (carries, xs, d_ys)
-        d_first, found = _summed(backward_step, d_last, steps, weights, index, shapes, backwards)
+        d_first, found, totals = _summed(backward_step, d_last, steps, stacks, picks, len(stacks), backwards)
         given = iter(found)
-        d_xs = [next(given) if is_smooth else None for is_smooth in smooth]
-        return d_first, d_xs, list(given)
+        return d_first, [next(given) if is_smooth else None for is_smooth in smooth], totals
 
     differentiable = jax.custom_vjp(lambda *tensors: run(*tensors)[0])
     differentiable.defvjp(run, backward)
-    return differentiable(carry, xs, weights)
+    return differentiable(carry, xs, stacks)

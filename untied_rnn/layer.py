@@ -133,11 +133,14 @@ class UntiedLayer(keras.Layer):
         return ops.take(ops.concatenate(parts), np.argsort(self._order), axis=0) if parts[1:] else parts[0]
 
     def stacks(self, length: Any) -> dict[str, Tensor]:
-        """The stacked weights by name, as `sharing` numbers their sets, for sequences of that length."""
+        """The stacked weights by name, as `sharing` numbers their sets, for sequences of that length.
+
+        In their own dtype, for the gradients of timesteps are added up in that of the weights.
+        """
         # `cast` reads the variable; `convert_to_tensor` would hand TensorFlow the variable itself.
         stacks = {}
         for name, parts in self._stacked.parts.items():
-            values = [ops.cast(part, self.compute_dtype) for part in parts]
+            values = [ops.cast(part, part.dtype) for part in parts]
             stacks[name] = ops.concatenate(values) if values[1:] else values[0]
         if not self.sharing.separate or (isinstance(length, int) and length == self.timesteps):
             return stacks

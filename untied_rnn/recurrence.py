@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from untied_rnn.custom_gradient import custom_gradient
-from untied_rnn.scan import Index, scan
+from untied_rnn.scan import Index, Stack, scan
 
 Tensor = Any
 Tensors = list[Any]
@@ -65,10 +65,10 @@ def affine_recurrence(
         gates: The rest of a timestep.
         inputs: `x`, `(timesteps, batch, input_dim)`.
         states: Initial states, `(batch, units)`.
-        weights: Stacks of weight sets: `kernel`, W, `(sets, input_dim, parts * units)`;
-            `recurrent_kernel`, U, `(sets, units, parts * units)`; perhaps `bias`: b,
-            `(sets, parts * units)`, or b and c, `(sets, 2, parts * units)`.
-        index: See `untied_rnn.scan.scan`.
+        weights: Stacks of weight sets, which may be of another dtype than the inputs: `kernel`, W,
+            `(sets, input_dim, parts * units)`; `recurrent_kernel`, U, `(sets, units, parts * units)`;
+            perhaps `bias`: b, `(sets, parts * units)`, or b and c, `(sets, 2, parts * units)`.
+        index: See `untied_rnn.scan.Stack`.
         mask: Boolean, `(timesteps, batch, 1)`.
         input_dropout, state_dropout: Dropout masks of `x` and `h`, the same at all timesteps:
             `(parts, batch, ...)`, one for each part of the projection, or `(1, batch, ...)` for all.
@@ -94,7 +94,7 @@ def affine_recurrence(
     joint = lean and gates.only_sum and input_dropout is None and state_dropout is None
 
     def recording_step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
-        (keep, drop_input, drop_state, x), (kernel, recurrent_kernel, *biases) = x, w
+        (keep, drop_input, drop_state, x), (kernel, recurrent_kernel, *biases) = x, _cast(w, before[0])
         if joint:
             both = ops.concatenate([x, before[0]], axis=-1)
             p = ops.matmul(both, ops.concatenate([kernel, recurrent_kernel]))
@@ -115,7 +115,8 @@ def affine_recurrence(
     def backward_step(carry: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
         """All gradients of one timestep; the states that it ended in come from the one after."""
         d_after, after = carry[:number], carry[number:]
-        (keep, drop_input, drop_state, x, arriving, *x_rest), (kernel, recurrent_kernel, *biases) = x, w
+        keep, drop_input, drop_state, x, arriving, *x_rest = x
+        kernel, recurrent_kernel = _cast(w[:2], d_after[0])
         before, saved = x_rest[:number], x_rest[number:]
         if arriving is not None:
             d_after = [d_after[0] + arriving, *d_after[1:]]
@@ -127,12 +128,13 @@ def affine_recurrence(
         d_before = [d_before[0] + d_h, *d_before[1:]]
         if keep is not None:
             d_before = [ops.where(keep, new, old) for new, old in zip(d_before, d_after, strict=True)]
-        d_biases = [ops.sum(d, axis=0) for d, _ in zip((d_p, d_q), biases)]  # noqa: B905 (none, one or two)
+        d_biases = [ops.sum(ops.cast(d, b.dtype), axis=0) for d, b in zip((d_p, d_q), w[2:], strict=False)]
         return [*d_before, *before], [d_x, d_kernel, d_recurrent_kernel, *d_biases]
 
     def scanned(step: Callable, states: Tensors, inputs: Tensor, stacks: Tensors, ys: int) -> tuple:
         xs, y_shapes = [*fixed, inputs], [states[0].shape] * ys
-        return scan(step, states, xs, stacks, index, unroll=unroll, y_shapes=y_shapes)
+        weights = [Stack(stack, index) for stack in stacks]
+        return scan(step, states, xs, weights, unroll=unroll, y_shapes=y_shapes)
 
     @custom_gradient
     def with_lean_gradient(*tensors: Tensor) -> tuple[Tensors, Callable]:
@@ -148,11 +150,10 @@ def affine_recurrence(
                 backward_step,
                 [*upstream[:number], *last],
                 [*fixed, inputs, arriving, *recorded[:kept]],
-                stacks,
-                index,
+                [Stack(stack, index) for stack in stacks],
                 reverse=True,
                 unroll=unroll,
-                y_shapes=[tensor.shape[1:] for tensor in [inputs, *stacks]],
+                y_shapes=[inputs.shape[1:]],
                 sums=len(stacks),
             )
             return *d_states[:number], *d_rest
@@ -165,6 +166,11 @@ def affine_recurrence(
     else:
         last, ys = scanned(step, states, inputs, stacks, int(return_sequences))
     return ys[0] if return_sequences else last[0][None], last
+
+
+def _cast(weights: Tensors, like: Tensor) -> Tensors:
+    """The weights in the dtype that the layer computes in."""
+    return [ops.cast(weight, like.dtype) for weight in weights]
 
 
 def along_time(mask: Tensor | None, inputs: Tensor) -> Tensor | None:

@@ -114,7 +114,7 @@ class BaseUntiedRNN(DialLayer):
 
     @property
     def index(self) -> Index | None:
-        """Which weight set a timestep uses, as `untied_rnn.scan.scan` takes it."""
+        """Which weight set a timestep uses, as `untied_rnn.scan.Stack` takes it."""
         return None if self.sharing.separate else self.sharing.index
 
     # Building.

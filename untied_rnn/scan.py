@@ -6,7 +6,8 @@ under XLA and has no unrolling, and because the gradient of `stack[index]` withi
 itself, a whole stack for each timestep: O(timesteps^2).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -18,33 +19,44 @@ Step = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 Index = Callable[[Any], Any]
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Weights of which each timestep uses one.
+
+    Attributes:
+        values: `(sets, ...)`.
+        index: The set that timestep `t` uses, for an integer `t` of Python or a tensor. `None` is `t`.
+    """
+
+    values: Any
+    index: Index | None = None
+
+
 def scan(
     step: Step,
     carry: Tensors,
     xs: Tensors,
-    weights: Tensors | None = None,
-    index: Index | None = None,
+    weights: Sequence[Stack] = (),
     reverse: bool = False,
     unroll: bool | int = False,
     y_shapes: list[Shape] | None = None,
     sums: int = 0,
 ) -> tuple[Tensors, Tensors]:
-    """Runs `step(carry, x_t, w_s) -> (carry, y_t)`, `s` being the weight set of timestep `t`.
+    """Runs `step(carry, x_t, w_t) -> (carry, y_t)`, `w_t` being the weights that timestep `t` uses.
 
     Args:
         step: Pure function of lists of tensors, which gets them all as arguments and captures none.
-            All `y_t` have the dtype of the carry.
+            All `y_t` but the sums have the dtype of the carry.
         carry: Tensors that one step hands to the next.
         xs: Tensors of shape `(timesteps, ...)`. An entry may be `None`; `step` then sees `None`.
-        weights: Tensors of shape `(sets, ...)`.
-        index: The set that timestep `t` uses, for an integer `t` of Python or a tensor. `None` is `t`.
+        weights: Weights, which may be of another dtype than the carry.
         reverse: Whether to run from the last timestep to the first (`ys` keeps the order of `xs`).
         unroll: `True` writes all steps out, without a loop; an integer is the number of steps that
             one iteration of the loop runs.
-        y_shapes: Shapes of `y_t`, which TensorFlow's loop must know before it runs. Those of `carry`
-            if not given.
-        sums: How many of the last `y_t` belong to weight sets, as gradients of weights do: they are
-            returned as `(sets, ...)`, each added up over the timesteps of its set.
+        y_shapes: Shapes of `y_t` without the sums, which TensorFlow's loop must know before it runs. Those
+            of `carry` if not given.
+        sums: How many of the last `y_t` are gradients of the first weights. Each is added up over the
+            timesteps of its set, in the dtype of the weights: in 16 bits a sum of ones ends at 256.
 
     Returns:
         The last carry, and the list of `y_i`, each of shape `(timesteps, ...)`.
@@ -55,17 +67,18 @@ def scan(
         remaining = iter(xs)
         return step(carry, [next(remaining) if is_present else None for is_present in present], weights)
 
-    carry, xs, weights = list(carry), [x for x in xs if x is not None], list(weights or [])
+    carry, xs = list(carry), [x for x in xs if x is not None]
+    values, indices = [w.values for w in weights], [w.index for w in weights]
     backend = keras.backend.backend()
     # Torch has no loop of its own to compile into.
     if backend == "torch" or (backend == "tensorflow" and unroll is True):
-        return _written_out(full_step, carry, xs, weights, index, reverse)
+        return _written_out(full_step, carry, xs, values, indices, reverse)
     steps_per_iteration = xs[0].shape[0] if unroll is True else max(int(unroll), 1)
-    arguments = (full_step, carry, xs, weights, index)
+    arguments = (full_step, carry, xs, values, indices)
     if backend == "jax":  # written out here as well: the gradient of a slice would be a dense stack
         from untied_rnn.jax_loop import lax_scan
 
-        return lax_scan(*arguments, (y_shapes or [])[-sums:], sums, reverse, steps_per_iteration)
+        return lax_scan(*arguments, sums, reverse, steps_per_iteration)
     import tensorflow as tf
 
     from untied_rnn.tensorflow_loop import while_scan
@@ -76,7 +89,7 @@ def scan(
 
 
 def _written_out(
-    step: Step, carry: Tensors, xs: Tensors, weights: Tensors, index: Index | None, reverse: bool
+    step: Step, carry: Tensors, xs: Tensors, weights: Tensors, indices: list[Index | None], reverse: bool
 ) -> tuple[Tensors, Tensors]:
     timesteps = xs[0].shape[0]
     # Unstacked once, so that the gradient of the stack is one stacking of T slices.
@@ -84,8 +97,9 @@ def _written_out(
     sets = [ops.unstack(w, w.shape[0]) for w in weights]
     ys = []
     for t in reversed(range(timesteps)) if reverse else range(timesteps):
-        s = t if index is None else int(index(t))
-        carry, y = step(carry, [x[t] for x in slices], [w[s] for w in sets])
+        places = [t if index is None else int(index(t)) for index in indices]
+        used = [w[place] for w, place in zip(sets, places, strict=True)]
+        carry, y = step(carry, [x[t] for x in slices], used)
         ys.append(y)
     if reverse:
         ys.reverse()

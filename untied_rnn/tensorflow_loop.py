@@ -17,7 +17,7 @@ from untied_rnn.custom_gradient import custom_gradient
 
 Tensors = list[Any]
 Step = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
-Index = Callable[[Any], Any]
+Indices = list[Callable[[Any], Any] | None]
 
 
 def while_scan(
@@ -25,7 +25,7 @@ def while_scan(
     carry: Tensors,
     xs: Tensors,
     weights: Tensors,
-    index: Index | None,
+    indices: Indices,
     y_specs: list[tf.TensorSpec],
     sums: int,
     reverse: bool,
@@ -34,14 +34,13 @@ def while_scan(
     """See `untied_rnn.scan.scan`.
 
     Args:
-        step: Pure function `step(carry, x_t, w_s) -> (carry, y_t)` that captures no tensors.
-        carry, xs, weights, index, sums, reverse, steps_per_iteration: See `untied_rnn.scan.scan`; no entry
-            of `xs` is `None`.
-        y_specs: Shapes and dtypes of `y_t`.
+        step: Pure function `step(carry, x_t, w_t) -> (carry, y_t)` that captures no tensors.
+        carry, xs, sums, reverse, steps_per_iteration: See `untied_rnn.scan.scan`; no entry of `xs` is `None`.
+        weights, indices: The values of the weights, and for each its index.
+        y_specs: Shapes and dtypes of `y_t`, without the sums.
     """
-    states, stacks = len(carry), len(xs)
+    states, stacks, ordinary = len(carry), len(xs), len(y_specs)
     recorded_specs = [*_specs(carry), *y_specs]
-    ordinary = len(y_specs) - sums
 
     def split(tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         return tensors[:states], tensors[states : states + stacks], tensors[states + stacks :]
@@ -54,7 +53,7 @@ def while_scan(
     def record(*arguments: Any) -> tuple[Tensors, Callable]:
         """The loop, returning also the carry that each step began with."""
         tensors = list(arguments)
-        loop: Any = (index, recorded_specs, sums, reverse, steps_per_iteration)
+        loop: Any = (indices, recorded_specs, sums, reverse, steps_per_iteration)
         last, recorded = _loop(recording_step, *split(tensors), *loop)
 
         def gradient(*upstream: Any) -> Tensors:  # only asked for by the gradient of a gradient
@@ -93,8 +92,8 @@ def while_scan(
                 list(d_last),
                 [*carries, *sequences, *d_ys],
                 [*weights, *d_sums],
-                index,
-                [tf.TensorSpec(x.shape[1:], x.dtype) for x in _smooth([*sequences, *weights])],
+                [*indices, *indices[:sums]],
+                [tf.TensorSpec(x.shape[1:], x.dtype) for x in _smooth(sequences)],
                 len(weights),
                 not reverse,
                 steps_per_iteration,
@@ -131,7 +130,7 @@ def _loop(
     carry: Tensors,
     xs: Tensors,
     weights: Tensors,
-    index: Index | None,
+    indices: Indices,
     y_specs: list[tf.TensorSpec],
     sums: int,
     reverse: bool,
@@ -146,26 +145,27 @@ def _loop(
 
     inputs = [array(x, timesteps) for x in xs]
     sets = [array(w, ops.shape(w)[0]) for w in weights]
-    ordinary = len(y_specs) - sums
-    outputs = [
-        tf.TensorArray(spec.dtype, timesteps, element_shape=spec.shape)
-        for spec in (y_specs if index is None else y_specs[:ordinary])
-    ]
-    if index is not None and sums:
-        number = ops.shape(weights[0])[0]
-        zeros = [tf.zeros([number, *spec.shape], spec.dtype) for spec in y_specs[ordinary:]]
-        outputs += [array(zero, number) for zero in zeros]
+    outputs = [tf.TensorArray(spec.dtype, timesteps, element_shape=spec.shape) for spec in y_specs]
+    for weight, index in zip(weights[:sums], indices, strict=False):
+        if index is None:
+            outputs.append(tf.TensorArray(weight.dtype, timesteps, element_shape=weight.shape[1:]))
+        else:
+            outputs.append(array(tf.zeros_like(weight), ops.shape(weight)[0]))
     carry_specs = _specs(carry)
 
     def single(i: Any, carry: Tensors, outputs: Tensors) -> tuple[Any, Tensors, Tensors]:
         t = timesteps - 1 - i if reverse else i
-        s = t if index is None else index(t)
-        carry, y = step(carry, [x.read(t) for x in inputs], [w.read(s) for w in sets])
+        places = [t if index is None else index(t) for index in indices]
+        used = [w.read(place) for w, place in zip(sets, places, strict=True)]
+        carry, y = step(carry, [x.read(t) for x in inputs], used)
         for value, spec in zip(carry, carry_specs, strict=True):
             value.set_shape(spec.shape)  # a loop's variables must not change in what is known of them
+        ordinary = len(y_specs)
         written = [out.write(t, v) for out, v in zip(outputs[:ordinary], y[:ordinary], strict=True)]
-        for total, part in zip(outputs[ordinary:], y[ordinary:], strict=True):
-            written.append(total.write(s, part if index is None else total.read(s) + part))
+        totals = zip(outputs[ordinary:], y[ordinary:], indices, places, strict=False)
+        for total, part, index, place in totals:
+            part = tf.cast(part, total.dtype)
+            written.append(total.write(place, part if index is None else total.read(place) + part))
         return i + 1, carry, written
 
     def several(*loop_vars: Any) -> tuple:

@@ -129,4 +129,5 @@ def add_timestep_weight(
         regularizer=penalty,
         constraint=None if constraint is None else TimestepConstraint(constraint),
         trainable=trainable,
+        autocast=False,  # each timestep casts what it uses, so that gradients are added up in float32
     )

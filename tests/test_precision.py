@@ -1,0 +1,68 @@
+"""16-bit layers: sums over timesteps and samples are as exact as 16-bit terms allow."""
+
+import keras
+import numpy as np
+import pytest
+from autodiff import outputs_and_gradients
+
+from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+
+T = 400
+FORM = {"unroll": False, "return_sequences": True}
+FAMILY = {
+    "simple": UntiedSimpleRNN,
+    "lstm": UntiedLSTM,
+    "gru": UntiedGRU,
+    "any cell": lambda units, **options: UntiedRNN(keras.layers.GRUCell(units), **options),
+    "dense": UntiedDense,
+}
+SHARED = {
+    "block_size": {"block_size": T},
+    "period": {"period": 2},
+    "weight_index": {"weight_index": [0, 1, 1, 0] * (T // 4)},
+}
+
+
+def gradients_of_ones(layer, x):
+    """Gradients of the sum of all outputs, as float64."""
+    units = layer.compute_output_shape(x.shape)[-1]
+    _, gradients = outputs_and_gradients(layer, x, [np.ones((*x.shape[:2], units))])
+    return {name: np.asarray(value, "float64") for name, value in gradients.items()}
+
+
+def relative_error(received, expected):
+    return np.linalg.norm(received - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_gradient_that_timesteps_share_is_added_up_in_float32(name, shared, rng):
+    """It is the sum of the gradients of single timesteps: in bfloat16 a sum of ones would end at 256."""
+    options = {"dtype": "mixed_bfloat16"} | ({} if name == "dense" else FORM)
+    x = rng.normal(size=(2, T, 3))
+    layer, untied = FAMILY[name](4, **SHARED[shared], **options), FAMILY[name](4, **options)
+    for built in (layer, untied):
+        built.build(x.shape)
+    index = layer.set_of(np.arange(T))
+    untied.set_weights([weight[index] for weight in layer.get_weights()])
+    received, terms = gradients_of_ones(layer, x), gradients_of_ones(untied, x)
+    for weight in layer.trainable_weights:
+        expected = np.zeros(weight.shape)
+        np.add.at(expected, index, terms[weight.name])
+        # A Dense layer's is one product, which is rounded to 16 bits once.
+        assert relative_error(received[weight.name], expected) < (2**-8 if name == "dense" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILY if name != "any cell"]
+)  # Keras's cells add up in 16 bits themselves
+def test_a_gradient_is_added_up_over_samples_in_float32(name):
+    options = {} if name == "dense" else FORM
+    x = np.full((3000, 2, 3), 0.5)
+    exact, mixed = FAMILY[name](4, **options), FAMILY[name](4, **options, dtype="mixed_bfloat16")
+    for layer in (exact, mixed):
+        layer.build(x.shape)
+    mixed.set_weights(exact.get_weights())
+    expected, received = gradients_of_ones(exact, x), gradients_of_ones(mixed, x)
+    for weight in exact.trainable_weights:
+        assert relative_error(received[weight.name], expected[weight.name]) < 0.02, weight.name
