@@ -113,6 +113,8 @@ def add_timestep_weight(
 ) -> keras.Variable:
     """Adds the variable `name` of shape `(len(sets), *shape)` to `layer`.
 
+    Its attribute `is_timestep_stack` tells `PerTimestep` that axis 0 counts separate weights.
+
     Args:
         layer: The layer that owns the variable, and whose `sharing` counts all weight sets.
         name: Name of the variable.
@@ -122,7 +124,7 @@ def add_timestep_weight(
         penalty: What is added to the loss, as a function of the stack.
         trainable: Whether the variable is trained.
     """
-    return layer.add_weight(
+    weight = layer.add_weight(
         name=name,
         shape=(len(sets), *shape),
         initializer=TimestepInitializer(initializer, sets, layer.sharing.sets),
@@ -130,3 +132,5 @@ def add_timestep_weight(
         constraint=None if constraint is None else TimestepConstraint(constraint),
         trainable=trainable,
     )
+    weight.is_timestep_stack = True
+    return weight
