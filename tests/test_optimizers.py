@@ -16,9 +16,8 @@ from untied_rnn import PerTimestep, UntiedDense, UntiedSimpleRNN
 PAGE = pathlib.Path(__file__).parent.parent / "docs/optimizers.md"
 B, T, I, U = 8, 3, 2, 4  # noqa: E741 (the letters of the formulas)
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}  # of float32: Keras's Muon does not run in float64
-needs_muon = pytest.mark.skipif(
-    not hasattr(keras.optimizers, "ScheduleFreeAdamW"), reason="Muon has errors in earlier versions of Keras"
-)
+HAS_MUON = hasattr(keras.optimizers, "ScheduleFreeAdamW")
+needs_muon = pytest.mark.skipif(not HAS_MUON, reason="Muon has errors in earlier versions of Keras")
 
 
 def numpy(variables):
@@ -61,7 +60,7 @@ class Pair:
             [keras.Variable(head, dtype="float32")],
         ]
 
-    def train(self, ours, theirs, rng, steps=5, without=()):
+    def train(self, ours, theirs, rng, steps=4, without=()):
         """Steps with gradients whose size differs between timesteps a hundredfold; none for `without`."""
         sizes = 10.0 ** np.arange(-1, T - 1)
         separately = list(chain(*self.apart))
@@ -97,8 +96,9 @@ def table():
 
 
 def made(code):
-    if not hasattr(keras.optimizers, code.split("(")[0]):
-        pytest.skip("not in this version of Keras")
+    name = code.split("(")[0]
+    if not hasattr(keras.optimizers, name) or (name == "Muon" and not HAS_MUON):
+        pytest.skip("not in this version of Keras, or with errors of its own")
     optimizer = eval(code, dict(vars(keras.optimizers)))
     optimizer.learning_rate = 0.1
     return optimizer
@@ -235,7 +235,7 @@ def test_weights_of_the_optimizer(rng):
     other.set_weights(state)
     for ours, theirs in zip(numpy(other.variables), state, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert int(other.iterations) == 5
+    assert int(other.iterations) == 4
 
 
 def test_errors():
@@ -298,13 +298,13 @@ def model_of(make):
     return keras.Sequential([keras.Input((T, I)), *layers, keras.layers.Dense(1, name="head")])
 
 
-def fit(model, optimizer=None, seed=1, epochs=2, **options):
+def fit(model, optimizer=None, seed=1, epochs=2, eager=False, **options):
     """Two batches in each epoch, with losses of very different size at the timesteps."""
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(2 * B, T, I)), rng.normal(size=(2 * B, T, 1)) * [[[100.0], [1.0], [0.01]]]
     if optimizer is not None:
         # On TensorFlow XLA takes longer to compile than these few steps; JAX always compiles.
-        model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+        model.compile(optimizer, "mse", jit_compile=BACKEND == "jax", run_eagerly=eager)
     model.fit(x, y, batch_size=B, epochs=epochs, shuffle=False, verbose=0, **options)
 
 
@@ -338,7 +338,7 @@ def test_fit_equals_a_model_of_separate_variables(name, rng):
     loop.layers[2].set_weights(model.layers[2].get_weights())
     before = model.get_weights()
     fit(model, PerTimestep(FITTED[name]()))
-    fit(loop, FITTED[name]())
+    fit(loop, FITTED[name](), eager=BACKEND == "tensorflow")  # which is faster
     assert all(np.abs(new - old).max() > 0.01 for new, old in zip(model.get_weights(), before, strict=True))
     for ours, theirs in zip(model.layers[:2], loop.layers, strict=False):
         for key, sets in theirs.sets.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -11,6 +12,16 @@ from untied_rnn import arguments
 from untied_rnn.arguments import KerasObject
 
 Tensor = Any
+
+
+def _layout_of_one(variable: keras.Variable) -> keras.distribution.TensorLayout | None:
+    """The layout over devices of one weight set of a stack: that of the stack, but for its first axis."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    # By the path alone: the layout that a variable keeps is of another class in earlier versions of Keras.
+    layout = distribution.get_variable_layout(SimpleNamespace(path=variable.path, shape=variable.shape))
+    return keras.distribution.TensorLayout(layout.axes[1:], layout.device_mesh)
 
 
 class _Stack:
@@ -23,7 +34,12 @@ class _Stack:
         with keras.name_scope(scope, override_parent="/".join(parents)):
             self.sets = [
                 keras.Variable(
-                    "zeros", variable.shape[1:], variable.dtype, aggregation=variable.aggregation, name=name
+                    "zeros",
+                    variable.shape[1:],
+                    variable.dtype,
+                    aggregation=variable.aggregation,
+                    name=name,
+                    layout=_layout_of_one(variable),
                 )
                 for _ in range(variable.shape[0])
             ]
@@ -72,8 +88,7 @@ class PerTimestep(keras.optimizers.Optimizer):
     from untied_rnn import PerTimestep, UntiedLSTM
 
     model = keras.Sequential([keras.Input((12, 3)), UntiedLSTM(8), keras.layers.Dense(1)])
-    muon = keras.optimizers.Muon(1e-3, exclude_layers=["dense"])  # kernels: Muon; biases and head: AdamW
-    model.compile(PerTimestep(muon), "mse")
+    model.compile(PerTimestep(keras.optimizers.Adam(1e-3, clipnorm=1.0)), "mse")  # a norm for each timestep
     model.fit(np.ones((4, 12, 3)), np.ones((4, 1)), verbose=0)
     assert model.optimizer.iterations == 1
     ```
