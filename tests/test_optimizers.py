@@ -356,6 +356,7 @@ def test_saved_model_resumes_exactly(tmp_path):
     model.save(tmp_path / "model.keras")
     resumed = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(resumed.optimizer, PerTimestep)
+    assert resumed.optimizer.name == "mine"
     assert resumed.optimizer.get_config() == model.optimizer.get_config()
     fit(model, seed=2)
     fit(resumed, seed=2)

@@ -29,18 +29,12 @@ class _Stack:
 
     def __init__(self, variable: keras.Variable):
         self.variable = variable
+        one, layout = variable.shape[1:], _layout_of_one(variable)
         *parents, scope, name = variable.path.split("/")
         # Their path is that of the stack, for rules of optimizers that look at paths.
         with keras.name_scope(scope, override_parent="/".join(parents)):
             self.sets = [
-                keras.Variable(
-                    "zeros",
-                    variable.shape[1:],
-                    variable.dtype,
-                    aggregation=variable.aggregation,
-                    name=name,
-                    layout=_layout_of_one(variable),
-                )
+                keras.Variable("zeros", one, variable.dtype, name=name, layout=layout)
                 for _ in range(variable.shape[0])
             ]
 
@@ -52,10 +46,7 @@ class _Stack:
         self.variable.assign(ops.stack([one.value for one in self.sets]))
 
     def gradients(self, gradient: Tensor | None) -> list[Tensor | None]:
-        if gradient is None:
-            return [None] * len(self.sets)
-        # `convert_to_tensor`, since TensorFlow's gradient of a gathered stack is sparse.
-        return ops.unstack(ops.convert_to_tensor(gradient))
+        return [None] * len(self.sets) if gradient is None else ops.unstack(gradient)
 
 
 @keras.saving.register_keras_serializable(package="untied_rnn")
@@ -132,7 +123,7 @@ class PerTimestep(keras.optimizers.Optimizer):
     @contextmanager
     def _split(self) -> Iterator[None]:
         """The weight sets have the values of the stacks, which take over their changes."""
-        # All stacks: averages of weights (`use_ema`) overwrite also those that get no gradient.
+        # All stacks, for averages (`use_ema`) overwrite also those without a gradient.
         for stack in self._stacks.values():
             stack.split()
         yield
