@@ -18,13 +18,17 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 
-from untied_rnn import UntiedSimpleRNN
+from untied_rnn import PerTimestep, UntiedSimpleRNN
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 B, T, I, U = 8, 4, 3, 6  # noqa: E741 (the letters of the formulas)
 CLOSE = {"rtol": 0, "atol": 1e-5}
 FAST = "--xla_backend_optimization_level=0"  # to compile, which is most of what these tests take
-FORMS = {"written out": True, "loop": False}
+FORMS = {
+    "written out": {"unroll": True},
+    "loop": {"unroll": False},
+    "per timestep": {"optimizer": lambda: PerTimestep(keras.optimizers.Lamb(0.1))},
+}
 LAYOUTS = {"timesteps": ("model", None, None), "units": (None, None, "model")}
 
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="`tf.distribute` is TensorFlow's")
@@ -52,7 +56,7 @@ def run(script, *arguments, **environment):
     return output
 
 
-def train(halves=slice(None), **options):
+def train(halves=slice(None), optimizer=lambda: keras.optimizers.SGD(0.1, momentum=0.9), **options):
     """A model after four steps of 8 samples, or of the halves of them that `halves` selects.
 
     By gradient descent, for which, unlike for Adam, the gradient must also be of the right size.
@@ -62,7 +66,7 @@ def train(halves=slice(None), **options):
     x, y = (np.concatenate(np.concatenate(a[:, halves])) for a in (x, y))
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((T, I)), UntiedSimpleRNN(U, **options), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    model.compile(optimizer(), "mse")
     model.fit(x, y, batch_size=len(x) // 4, shuffle=False, verbose=0)
     return model
 
@@ -76,7 +80,7 @@ def mirrored(path):
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        np.savez(path, *train().get_weights())
+        np.savez(path, *train().get_weights(), *train(**FORMS["per timestep"]).get_weights())
 
 
 def sharded(path):
@@ -86,9 +90,9 @@ def sharded(path):
         layouts = keras.distribution.LayoutMap(mesh)
         layouts[".*untied_simple_rnn.*/(recurrent_)?kernel"] = layout
         layouts[".*untied_simple_rnn.*/bias"] = (layout[0], layout[2])
-        for form, unroll in FORMS.items():
+        for form, options in FORMS.items():
             with keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch").scope():
-                model = train(unroll=unroll)
+                model = train(**options)
             for i, weight in enumerate(model.weights):
                 shards = [shard.data.shape for shard in weight.value.addressable_shards]
                 results |= {f"{axis}, {form}, {i}": weight.numpy(), f"shards: {axis}, {form}, {i}": shards}
@@ -104,8 +108,11 @@ def test_mirrored_strategy_equals_one_device(tmp_path):
     with np.load(tmp_path / "weights.npz") as arrays:
         received = list(arrays.values())
     # The first device by itself gets something else.
-    models = (train(), train(halves=[0]))
-    for a, expected, alone in zip(received, *(model.get_weights() for model in models), strict=True):
+    both, first = (
+        [*train(halves).get_weights(), *train(halves, **FORMS["per timestep"]).get_weights()]
+        for halves in (slice(None), [0])
+    )
+    for a, expected, alone in zip(received, both, first, strict=True):
         np.testing.assert_allclose(a, expected, **CLOSE)
         assert np.abs(a - alone).max() > 1e-3
 
@@ -119,8 +126,8 @@ def test_model_parallel_equals_one_device(tmp_path):
         "units": [(T, I, U // 2), (T, U, U // 2), (T, U // 2), (U, 1), (1,)],
     }
     with np.load(tmp_path / "weights.npz") as received:
-        for (axis, shapes), (form, unroll) in itertools.product(shards.items(), FORMS.items()):
-            for i, expected in enumerate(train(unroll=unroll).get_weights()):
+        for (axis, shapes), (form, options) in itertools.product(shards.items(), FORMS.items()):
+            for i, expected in enumerate(train(**options).get_weights()):
                 case = f"{axis}, {form}, {i}"
                 np.testing.assert_allclose(received[case], expected, **CLOSE, err_msg=case)
                 np.testing.assert_array_equal(received[f"shards: {case}"], [shapes[i]] * 2, err_msg=case)

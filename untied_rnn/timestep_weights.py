@@ -113,6 +113,8 @@ def add_timestep_weight(
 ) -> keras.Variable:
     """Adds the variable `name` of shape `(len(sets), *shape)` to `layer`.
 
+    Its attribute `is_timestep_stack` tells `PerTimestep` that axis 0 counts separate weights.
+
     Args:
         layer: The layer that owns the variable, and whose `sharing` counts all weight sets.
         name: Name of the variable.
@@ -122,7 +124,7 @@ def add_timestep_weight(
         penalty: What is added to the loss, as a function of the stack.
         trainable: Whether the variable is trained.
     """
-    return layer.add_weight(
+    weight = layer.add_weight(
         name=name,
         shape=(len(sets), *shape),
         initializer=TimestepInitializer(initializer, sets, layer.sharing.sets),
@@ -131,3 +133,5 @@ def add_timestep_weight(
         trainable=trainable,
         autocast=False,  # each timestep casts what it uses, so that gradients are added up in float32
     )
+    weight.is_timestep_stack = True
+    return weight
