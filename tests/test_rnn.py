@@ -294,7 +294,7 @@ def test_wrong_calls(call, message, x):
     [
         ((B, I), {}, r"\(3, 2\)"),
         ((B, 0, I), {}, "at least one timestep"),
-        ((B, T, None), {}, "last axis"),
+        ((B, T, None), {}, "axes after the timesteps"),
         ((B, None, I), {}, "timesteps=None"),
         ((B, T + 1, I), {"timesteps": T}, r"4 timesteps.*sequence of 5"),
         ((None, T, I), {"stateful": True}, "batch size"),
@@ -333,8 +333,8 @@ class Sums(BaseUntiedRNN):
     def __init__(self, **options):
         super().__init__(ARGUMENTS | options)
 
-    def build_weights(self, input_dim):
-        self.weight = self.add_timestep_weight("weight", (input_dim,), keras.initializers.RandomNormal())
+    def build_weights(self, step_shape):
+        self.weight = self.add_timestep_weight("weight", step_shape, keras.initializers.RandomNormal())
 
     def recurrence(self, run):
         assert run.noise == {}

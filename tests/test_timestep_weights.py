@@ -255,7 +255,7 @@ class OwnFunction(Counted):
         )
 
     def call(self, inputs, states, training=False):
-        output, states = super().call(inputs, states, training)
+        output, states = Counted.call(self, inputs, states, training)
         return output * self.scale, states
 
 

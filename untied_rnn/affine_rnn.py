@@ -79,7 +79,8 @@ class AffineRNN(BaseUntiedRNN):
     def initializer_of(self, role: str) -> Callable[..., Tensor]:
         return getattr(self, f"{role}_initializer")
 
-    def build_weights(self, input_dim: int) -> None:
+    def build_weights(self, step_shape: tuple[int, ...]) -> None:
+        (input_dim,) = step_shape
         features = self.gates.parts * self.units
         self.kernel = self.add_weight_of("kernel", "kernel", (input_dim, features))
         self.recurrent_kernel = self.add_weight_of("recurrent", "recurrent_kernel", (self.units, features))

@@ -104,7 +104,9 @@ class UntiedDense(DialLayer):
     ):
         super().__init__(locals())
 
-    def build_weights(self, input_dim: int) -> None:
+    def build_weights(self, step_shape: tuple[int, ...]) -> None:
+        (input_dim,) = step_shape
+
         def add(name: str, shape: tuple[int, ...]) -> keras.Variable:
             options = (getattr(self, f"{name}_{k}") for k in ("initializer", "regularizer", "constraint"))
             return self.add_timestep_weight(name, shape, *options)

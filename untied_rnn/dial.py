@@ -133,7 +133,7 @@ class DialLayer(UntiedLayer):
         config = layer.get_build_config()
         shape = config["input_shape"] if "input_shape" in config else config["shapes_dict"]["sequences_shape"]
         states = keras.tree.flatten(getattr(layer, "states", None) or [])
-        self.build((states[0].shape[0] if states else None, self.timesteps, shape[-1]))
+        self.build((states[0].shape[0] if states else None, self.timesteps, *shape[2:]))
         for state, other in zip(getattr(self, "states", None) or [], states, strict=True):
             state.assign(other)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ DIAL = ("block_size", "period", "weight_index")
 class UntiedLayer(keras.Layer):
     """Base class of all layers whose weights differ between timesteps.
 
-    A subclass supplies `build_weights(input_dim)`, which calls `self.add_timestep_weight` for each of its
+    A subclass supplies `build_weights(step_shape)`, which calls `self.add_timestep_weight` for each of its
     weights, and reads them with `self.stacks(length)`.
 
     Args:
@@ -48,6 +48,7 @@ class UntiedLayer(keras.Layer):
             than `timesteps`, or an input, mask or initial state of another shape.
     """
 
+    any_rank: ClassVar[bool] = False  # whether a sample at a timestep may have several axes, as an image has
     timesteps: int | None
     block_size: int | None
     period: int | None
@@ -82,7 +83,7 @@ class UntiedLayer(keras.Layer):
                 )
             self.timesteps = len(self.weight_index)
         self.supports_masking = True
-        self.input_spec = keras.InputSpec(ndim=3)
+        self.input_spec = keras.InputSpec(min_ndim=3) if self.any_rank else keras.InputSpec(ndim=3)
         # By name, the variables of the trained and of the frozen weight sets. In a namespace, for
         # Keras itself to keep account of them only once.
         self._stacked = SimpleNamespace(parts={})
@@ -94,8 +95,12 @@ class UntiedLayer(keras.Layer):
 
     # Weights.
 
-    def build_weights(self, input_dim: int) -> None:
-        """Adds the weights, with `self.add_timestep_weight`."""
+    def build_weights(self, step_shape: tuple[int, ...]) -> None:
+        """Adds the weights, with `self.add_timestep_weight`.
+
+        Args:
+            step_shape: The shape of one sample at one timestep, `(input_dim,)`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define `build_weights`.")
 
     def add_timestep_weight(
@@ -181,11 +186,12 @@ class UntiedLayer(keras.Layer):
     # Building.
 
     def build(self, input_shape: Shape) -> None:
-        _, length, input_dim = self.checked_shape(input_shape)
+        _, length, *step_shape = self.checked_shape(input_shape)
         name = type(self).__name__
-        if input_dim is None:
+        if None in step_shape:
             raise ValueError(
-                f"{name} needs a defined last axis of its input. Received: input shape {tuple(input_shape)}"
+                f"{name} needs an input whose axes after the timesteps are defined. "
+                f"Received: input shape {tuple(input_shape)}"
             )
         timesteps = length if self.timesteps is None and self.period is None else self.timesteps
         if timesteps is None and self.period is None:
@@ -200,8 +206,9 @@ class UntiedLayer(keras.Layer):
         self._order, self._trained = np.array([*trained, *frozen]), len(trained)
         self.timesteps = timesteps
         self.sharing = sharing.reordered(np.argsort(self._order)) if frozen else sharing
-        self.input_spec = keras.InputSpec(ndim=3, axes={2: input_dim})
-        self.build_weights(input_dim)
+        axes = {2 + axis: size for axis, size in enumerate(step_shape)}
+        self.input_spec = keras.InputSpec(ndim=len(input_shape), axes=axes)
+        self.build_weights(tuple(size for size in step_shape if size is not None))
 
     def _sharing(self, timesteps: int | None) -> Sharing:
         if self.period is not None:
@@ -231,7 +238,7 @@ class UntiedLayer(keras.Layer):
 
     def checked_shape(self, shape: Shape) -> Shape:
         """The shape of an input, if the layer can process it."""
-        if len(shape) != 3 or shape[1] == 0:
+        if not (len(shape) == 3 or (self.any_rank and len(shape) > 3)) or shape[1] == 0:
             raise ValueError(
                 f"{type(self).__name__} expected an input of shape (batch, timesteps, input_dim) with at "
                 f"least one timestep. Received: input shape {tuple(shape)}"

@@ -173,6 +173,13 @@ def _cast(weights: Tensors, like: Tensor) -> Tensors:
     return [ops.cast(weight, like.dtype) for weight in weights]
 
 
+def in_rank_of(tensor: Tensor, mask: Tensor) -> Tensor:
+    """A mask `(..., 1)` with as many axes as `tensor`."""
+    while len(mask.shape) < len(tensor.shape):
+        mask = ops.expand_dims(mask, -1)
+    return mask
+
+
 def along_time(mask: Tensor | None, inputs: Tensor) -> Tensor | None:
     """A dropout mask, repeated for every timestep of `inputs`."""
     return None if mask is None else ops.broadcast_to(mask, (ops.shape(inputs)[0], *ops.shape(mask)))
@@ -208,14 +215,14 @@ def hold(outputs: Tensor, mask: Tensor, unroll: bool | int = False) -> Tensor:
     """Repeats the last unmasked output at masked timesteps; zeros before the first one.
 
     Args:
-        outputs: `(timesteps, batch, features)`.
+        outputs: `(timesteps, batch, ...)`.
         mask: Boolean, `(timesteps, batch, 1)`.
         unroll: See `untied_rnn.scan.scan`.
     """
 
     def step(carry: Tensors, x: Tensors, _: Tensors) -> tuple[Tensors, Tensors]:
         (held,), (output, keep) = carry, x
-        output = ops.where(keep, output, held)
+        output = ops.where(in_rank_of(output, keep), output, held)
         return [output], [output]
 
     return scan(step, [ops.zeros_like(outputs[0])], [outputs, mask], unroll=unroll)[1][0]

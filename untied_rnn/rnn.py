@@ -10,7 +10,7 @@ from keras import ops
 from untied_rnn.compilation import Program, WrittenOut, fastest_form
 from untied_rnn.dial import DialLayer
 from untied_rnn.layer import Shape, Tensor
-from untied_rnn.recurrence import hold
+from untied_rnn.recurrence import hold, in_rank_of
 from untied_rnn.scan import Index
 
 
@@ -41,7 +41,7 @@ class BaseUntiedRNN(DialLayer):
     subclass sets `state_size` (integers, in a list that may be nested) and `output_size` in its constructor
     and supplies
 
-    - `build_weights(input_dim)`, which calls `self.add_timestep_weight` for each of its weights, and
+    - `build_weights(step_shape)`, which calls `self.add_timestep_weight` for each of its weights, and
     - `recurrence(run)`, a pure function of time-major tensors.
 
     Args:
@@ -99,7 +99,7 @@ class BaseUntiedRNN(DialLayer):
 
     # What a subclass supplies.
 
-    def recurrence(self, run: Run) -> tuple[Tensor, list[Tensor]]:
+    def recurrence(self, run: Run) -> tuple[Any, list[Tensor]]:
         """Runs all timesteps.
 
         Returns:
@@ -135,7 +135,7 @@ class BaseUntiedRNN(DialLayer):
     def _check_states(self, shape: Shape, states_shape: Any) -> None:
         if states_shape is None:
             return
-        expected = [(shape[0], size) for size in self._state_sizes]
+        expected = [(shape[0], *state) for state in self.state_shapes]
         received = _shapes(states_shape)
         if len(expected) != len(received) or not all(map(_compatible, expected, received)):
             raise ValueError(
@@ -155,15 +155,16 @@ class BaseUntiedRNN(DialLayer):
     def nested(self, states: list[Tensor]) -> list[Any]:
         """A flat list of states, nested as `state_size` is."""
 
-        def plain(sizes: Any) -> Any:
-            """Without the lists that Keras makes of lists, which JAX does not look into."""
-            return [plain(size) for size in sizes] if isinstance(sizes, (list, tuple)) else sizes
-
         return keras.tree.pack_sequence_as(plain(self.state_size), states)
 
     @property
-    def _state_sizes(self) -> list[int]:
-        return keras.tree.flatten(self.state_size)
+    def state_shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of all states of one sample, in a flat list."""
+        return [(size,) for size in keras.tree.flatten(self.state_size)]
+
+    def step_output_shape(self, prefix: Shape) -> Any:
+        """The shape of the output, which has these axes before those of a sample at a timestep."""
+        return (*prefix, self.output_size)
 
     @property
     def states(self) -> list[keras.Variable] | None:
@@ -184,7 +185,7 @@ class BaseUntiedRNN(DialLayer):
 
     def get_initial_state(self, batch_size: Any) -> list[Tensor]:
         """Zeros for every state, `(batch_size, state_size)`."""
-        return [ops.zeros((batch_size, size), dtype=self.compute_dtype) for size in self._state_sizes]
+        return [ops.zeros((batch_size, *shape), dtype=self.compute_dtype) for shape in self.state_shapes]
 
     def reset_state(self) -> None:
         """Resets the states of a `stateful` layer to its initial states."""
@@ -203,8 +204,7 @@ class BaseUntiedRNN(DialLayer):
             # Copied because torch would else see the tensor change before its backward pass.
             carried = [ops.copy(ops.convert_to_tensor(state)) for state in self.states or []]
             initial_state = carried if self.stateful else self.get_initial_state(batch_size)
-        nested = any(isinstance(size, (list, tuple)) for size in self.state_size)
-        if nested:
+        if any(keras.tree.is_nested(state) for state in self.nested(list(range(len(self.state_shapes))))):
             initial_state = keras.tree.flatten(initial_state)
         states = initial_state if isinstance(initial_state, (list, tuple)) else [initial_state]
         states = [ops.convert_to_tensor(state) for state in states]
@@ -221,7 +221,7 @@ class BaseUntiedRNN(DialLayer):
         training: bool = False,
         sequences_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        _, length, _ = self.checked_shape(sequences.shape)
+        length = self.checked_shape(sequences.shape)[1]
         self._check_unroll(length)
         # Keras hands the mask of the inputs on as `mask` only if they are the only tensors. Beside an
         # initial state it comes under this name, or padding would be read as data.
@@ -235,7 +235,7 @@ class BaseUntiedRNN(DialLayer):
             states,
             self._time_major(mask, sequences),
             self.stacks(ops.shape(sequences)[1]),
-            self.noise(sequences, states, training),
+            self.noise(sequences, states, bool(training)),
             (
                 self.return_sequences,
                 self.go_backwards,
@@ -276,36 +276,43 @@ class BaseUntiedRNN(DialLayer):
         weights: dict[str, Tensor],
         noise: dict[str, Any],
         options: tuple[bool, bool, bool, bool | int, int | None],
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Any, list[Tensor]]:
         """The layer as a pure function: batch-major in and out, all of the mathematics in between."""
         return_sequences, go_backwards, zero_output_for_mask, unroll, _ = options
-        inputs = ops.transpose(sequences, (1, 0, 2))
+        inputs = ops.swapaxes(sequences, 0, 1)
         if go_backwards:
             inputs = ops.flip(inputs, 0)
             mask = None if mask is None else ops.flip(mask, 0)
         outputs, states = self.recurrence(Run(inputs, states, mask, weights, noise, unroll))
-        if mask is not None:
-            outputs = ops.where(mask, outputs, 0) if zero_output_for_mask else hold(outputs, mask, unroll)
-        return (ops.transpose(outputs, (1, 0, 2)) if return_sequences else outputs[-1]), states
+
+        def finished(output: Tensor) -> Tensor:
+            if mask is not None and zero_output_for_mask:
+                output = ops.where(in_rank_of(output, mask), output, 0)
+            elif mask is not None:
+                output = hold(output, mask, unroll)
+            return ops.swapaxes(output, 0, 1) if return_sequences else output[-1]
+
+        return keras.tree.map_structure(finished, outputs), states
 
     # Shapes, masks, configuration.
 
     def compute_output_shape(self, sequences_shape: Shape, initial_state_shape: Any = None) -> tuple:
-        batch_size, length, _ = self.checked_shape(sequences_shape)
+        batch_size, length, *_ = self.checked_shape(sequences_shape)
         self._check_states(sequences_shape, initial_state_shape)
         self._check_unroll(length)
-        output = (
-            (batch_size, length, self.output_size)
-            if self.return_sequences
-            else (batch_size, self.output_size)
-        )
+        output = self.step_output_shape((batch_size, length) if self.return_sequences else (batch_size,))
         if not self.return_state:
             return output
-        return output, *keras.tree.map_structure(lambda size: (batch_size, size), self.state_size)
+        return output, *self.nested([(batch_size, *shape) for shape in self.state_shapes])
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         mask = _first(mask) if self.return_sequences else None
-        return [mask] + [None] * len(self.state_size) if self.return_state else mask
+        return [mask] + [None] * len(self.nested(self.state_shapes)) if self.return_state else mask
+
+
+def plain(nested: Any) -> Any:
+    """Nested lists without the ones that Keras makes of them, which JAX does not look into."""
+    return [plain(part) for part in nested] if isinstance(nested, (list, tuple)) else nested
 
 
 def _first(mask: Any) -> Any:

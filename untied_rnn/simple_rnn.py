@@ -146,8 +146,8 @@ class UntiedSimpleRNN(AffineRNN):
         self.state_size = [self.units]
         self.output_size = self.output_units or self.units
 
-    def build_weights(self, input_dim: int) -> None:
-        super().build_weights(input_dim)
+    def build_weights(self, step_shape: tuple[int, ...]) -> None:
+        super().build_weights(step_shape)
         if self.output_units:
             shape = (self.units, self.output_units)
             self.output_kernel = self.add_weight_of("output", "output_kernel", shape)

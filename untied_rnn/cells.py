@@ -1,0 +1,239 @@
+"""Keras's cells as pure functions, which loops and their gradients can run any number of times."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+Nested = Any
+
+
+class PureCell:
+    """A cell whose weights, random seeds and dropout masks are arguments of its call.
+
+    Args:
+        cell: The cell. Its variables are not used, but for their number and shapes.
+    """
+
+    def __init__(self, cell: keras.Layer):
+        self.cell = cell
+        # Of its layers, all whose numbers are drawn within a timestep.
+        self.seed_generators: list[keras.random.SeedGenerator] = []
+        # Variables that the cell reads and that are not its own. All timesteps share them.
+        self.outer: list[keras.Variable] = []
+        self._draws: dict[bool, list[int]] = {}
+
+    def trace(self, inputs: keras.KerasTensor, states: list[Nested]) -> Nested:
+        """Calls the cell on symbolic tensors, which builds what is not built yet.
+
+        Returns:
+            The outputs, of which the shapes are of use.
+        """
+        scopes: dict[bool, _Recorder] = {}
+
+        def call(inputs: Tensor, states: list[Nested], training: bool) -> Nested:
+            masks = self.masks(inputs) if training else []
+            scopes[training] = _Recorder([])
+            output, _ = self._call(scopes[training], inputs, states, masks, training)
+            for part in filter(_has_dropout, parts(self.cell)):  # or a symbolic mask would be used later on
+                part.reset_dropout_mask()
+                part.reset_recurrent_dropout_mask()
+            return output
+
+        run = _Operation(call).compute_output_spec
+        if keras.backend.backend() == "torch":  # draws no random numbers in a symbolic call
+            run = call
+            inputs, states = keras.tree.map_structure(
+                lambda spec: ops.zeros(spec.shape, spec.dtype), (inputs, states)
+            )
+        for training in (True, False):
+            outputs = run(inputs, states, training=training)
+        own = {id(variable) for variable in self.cell.variables}
+        read = {i: variable for scope in scopes.values() for i, variable in scope.read.items()}
+        self.outer = [variable for i, variable in read.items() if i not in own]
+        generators = {id(generator.state): generator for generator in seed_generators(self.cell)}
+        drawn = [i for i in generators if any(scope.changes(i) for scope in scopes.values())]
+        self.seed_generators = [generators[i] for i in drawn]
+        self._draws = {training: [scope.changes(i) for i in drawn] for training, scope in scopes.items()}
+        return outputs
+
+    def masks(self, inputs: Tensor) -> list[Nested]:
+        """Dropout masks of Keras's own cells, which use them at all timesteps of a call."""
+        found = []
+        for part in parts(self.cell):
+            batch_size = ops.shape(inputs)[0]
+            if _has_dropout(part):
+                part.reset_dropout_mask()
+                part.reset_recurrent_dropout_mask()
+                first, *_ = keras.tree.flatten(part.state_size)
+                state = ops.zeros((batch_size, first), inputs.dtype)
+                # Of the class, for `_call` puts others in the places of the cell's.
+                of_class = type(part)
+                found.append(
+                    [
+                        of_class.get_dropout_mask(part, inputs),
+                        of_class.get_recurrent_dropout_mask(part, state),
+                    ]
+                )
+            if len(parts(self.cell)) > 1:
+                inputs = ops.zeros((batch_size, output_size(part)), inputs.dtype)
+        return found
+
+    def seeds(self, timesteps: Any, training: bool) -> list[Tensor]:
+        """For each generator the seeds of all timesteps, `(timesteps, 2)`; the generators move on."""
+        found = []
+        for generator, draws in zip(self.seed_generators, self._draws[training], strict=True):
+            seed, count = ops.unstack(ops.convert_to_tensor(generator.state))
+            counts = count + ops.cast(ops.arange(timesteps) * draws, count.dtype)
+            found.append(ops.stack([ops.broadcast_to(seed, ops.shape(counts)), counts], axis=1))
+            generator.state.assign(ops.stack([seed, count + ops.cast(timesteps * draws, count.dtype)]))
+        return found
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        states: list[Nested],
+        weights: list[Tensor],
+        outer: list[Tensor],
+        seeds: list[Tensor],
+        masks: list[Nested],
+        training: bool,
+    ) -> tuple[Nested, Nested]:
+        """The outputs and states of one timestep.
+
+        Args:
+            inputs, states, training: As the cell's own call takes them.
+            weights, outer: Values of the cell's weights and of its `outer` variables.
+            seeds: The timestep's seed for each generator.
+            masks: What `masks` returned; empty without training.
+        """
+        variables = [*self.cell.weights, *self.outer, *(g.state for g in self.seed_generators)]
+        scope = _Recorder(list(zip(variables, [*weights, *outer, *seeds], strict=True)))
+        results = self._call(scope, inputs, states, masks, training)
+        seed_states = {id(generator.state) for generator in self.seed_generators}
+        for variable in scope.changed:
+            if id(variable) not in seed_states:
+                raise NotImplementedError(
+                    "Expected a cell that leaves variables as they are when it is called. Received: "
+                    f"cell={self.cell!r}, which changes '{variable.path}'"
+                )
+        if scope.losses:
+            raise NotImplementedError(
+                f"Expected a cell that adds no losses when it is called. Received: cell={self.cell!r}"
+            )
+        return results
+
+    def _call(
+        self, scope: "_Recorder", inputs: Tensor, states: list[Nested], masks: list[Nested], training: bool
+    ) -> tuple[Nested, Nested]:
+        remaining = iter(masks)
+        for part in filter(_has_dropout, parts(self.cell)):
+            # None without training: some cells draw masks then as well, and do not use them.
+            pair = next(remaining, (None, None))
+            for name, mask in zip(("get_dropout_mask", "get_recurrent_dropout_mask"), pair, strict=True):
+                setattr(part, name, lambda _, mask=mask: mask)
+        takes_training = "training" in inspect.signature(self.cell.call).parameters
+        with scope:
+            # Called, and not its `call`: that would not compute in the cell's precision.
+            return self.cell(inputs, states, **({"training": training} if takes_training else {}))
+
+
+class _Recorder(keras.StatelessScope):
+    """A scope that notes which variables are read in it, and which are changed."""
+
+    def __init__(self, state_mapping: list[tuple[keras.Variable, Tensor]]):
+        super().__init__(state_mapping=state_mapping, collect_losses=True)
+        self.read: dict[int, keras.Variable] = {}
+        self.changed: list[keras.Variable] = []
+
+    def get_current_value(self, variable: keras.Variable) -> Tensor:
+        self.read[id(variable)] = variable
+        return super().get_current_value(variable)
+
+    def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
+        self.changed.append(update[0])
+        super().add_update(update)
+
+    def changes(self, variable_id: int) -> int:
+        """How often a variable was changed."""
+        return sum(id(variable) == variable_id for variable in self.changed)
+
+
+class _Operation(keras.Operation):
+    """A function, for a symbolic call."""
+
+    def __init__(self, function: Callable[..., Nested]):
+        super().__init__()
+        self.function = function
+
+    def call(self, *args: Any, **kwargs: Any) -> Nested:
+        return self.function(*args, **kwargs)
+
+
+def copy(cell: keras.Layer, dtype_policy: keras.DTypePolicy | None = None) -> keras.Layer | None:
+    """A copy that is not built, of another `dtype` if one is given; `None` if Keras cannot make one."""
+    left_out = ("build_config", "shared_object_id")
+
+    def changed(config: Any) -> Any:
+        """Without the entries that would build the cells of a stack, or take another stack's cells."""
+        if isinstance(config, dict):
+            config = {key: changed(value) for key, value in config.items() if key not in left_out}
+            if dtype_policy is not None and "dtype" in config:
+                config["dtype"] = keras.dtype_policies.serialize(dtype_policy)
+        return [changed(value) for value in config] if isinstance(config, list) else config
+
+    try:
+        config = changed(cell.get_config())
+    except NotImplementedError:  # an argument that Keras cannot write down
+        return None
+    parameters = inspect.signature(type(cell).__init__).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        # Keras's `from_config` would hand over `name`, `dtype` and `trainable`, too.
+        config = {key: value for key, value in config.items() if key in parameters}
+    try:
+        return type(cell).from_config(config)
+    except TypeError:  # arguments that `get_config` does not return
+        return None
+
+
+def outside_of_functions() -> AbstractContextManager:
+    """Where weights have values also if the layer is built within a `tf.function`."""
+    if keras.backend.backend() != "tensorflow":
+        return nullcontext()
+    import tensorflow as tf
+
+    return tf.init_scope()
+
+
+def layers(layer: keras.Layer) -> list[keras.Layer]:
+    """A layer and all layers within."""
+    found = [layer]
+    for other in found:  # which grows meanwhile
+        for value in keras.tree.flatten(list(vars(other).values())):
+            if isinstance(value, keras.Layer) and not any(value is known for known in found):
+                found.append(value)
+    return found
+
+
+def seed_generators(cell: keras.Layer) -> list[keras.random.SeedGenerator]:
+    """The generators of a cell and of all layers within, each once."""
+    values = (value for layer in layers(cell) for value in keras.tree.flatten(list(vars(layer).values())))
+    found = {id(value): value for value in values if isinstance(value, keras.random.SeedGenerator)}
+    return list(found.values())
+
+
+def parts(cell: keras.Layer) -> list[keras.Layer]:
+    """The cells of a stack, or the cell."""
+    return [part for c in cell.cells for part in parts(c)] if hasattr(cell, "cells") else [cell]
+
+
+def output_size(cell: keras.Layer) -> int:
+    return getattr(cell, "output_size", None) or keras.tree.flatten(cell.state_size)[0]
+
+
+def _has_dropout(cell: keras.Layer) -> bool:
+    return hasattr(cell, "get_dropout_mask") and hasattr(cell, "get_recurrent_dropout_mask")
