@@ -197,7 +197,7 @@ def test_outputs_that_neither_layers_nor_head_take_end_the_search(num_layers, ar
         ({"layer": lambda units, **_: units}, TypeError, "return a `keras.Layer`.*which returned 16"),
         ({"layer": lambda units: None}, TypeError, "return_sequences"),
         ({"layer": of_cells, "recurrent_dropout": [0.0, 0.1]}, ValueError, "recurrent_dropout"),
-        ({"layer": ["UntiedGRU", "UntiedLSTM"], "unit_forget_bias": True}, ValueError, "to UntiedGRU"),
+        ({"layer": ["UntiedLSTM", "UntiedGRU"], "unit_forget_bias": True}, ValueError, "to UntiedGRU"),
         ({"block_size": [1, 5], "period": 5}, ValueError, "at most one of block_size, period"),
         ({"period": range(1, 4), "weight_index": [0] * 5}, ValueError, "at most one of block_size, period"),
         (
