@@ -27,6 +27,7 @@ import time
 from typing import Any
 
 import keras
+import keras_tuner
 import numpy as np
 import pandas as pd
 from command_line import end_on_interrupt, fail, positive, replace
@@ -34,12 +35,7 @@ from digits import Arrays, load_digits
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-try:
-    import keras_tuner
-
-    from untied_rnn.tuning import UntiedRNNHyperModel
-except ImportError as missing:
-    fail("cannot tune", missing)
+from untied_rnn.tuning import UntiedRNNHyperModel
 
 # The model of `mnist_rows.py`, with which the best trial's is compared.
 DEFAULT = {
@@ -284,10 +280,7 @@ def run(args: argparse.Namespace) -> None:
         return distribute(args)
     # What one process has begun, a chief goes on with, and the other way round: they bear one name.
     os.environ.setdefault("KERASTUNER_TUNER_ID", "chief")
-    try:
-        tuner = make_tuner(args)
-    except ImportError as error:
-        fail(f"cannot use --tuner {args.tuner}", error)
+    tuner = make_tuner(args)
     search(tuner, *digits[:2], args.epochs)
     if os.environ["KERASTUNER_TUNER_ID"] == "chief":
         report(args, tuner, digits)

@@ -14,7 +14,7 @@ import untied_rnn
 
 ROOT = pathlib.Path(__file__).parent.parent
 PUBLIC = [getattr(untied_rnn, name) for name in untied_rnn.__all__]
-EXTRAS = ["keras_tuner", "matplotlib", "mlxtend", "pandas"]
+EXTRAS = ["matplotlib", "mlxtend", "pandas"]
 LAYERS = [cls for cls in PUBLIC if issubclass(cls, keras.Layer)]
 
 
@@ -94,3 +94,9 @@ def test_import_needs_no_tensorflow_beyond_what_keras_imports():
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before, after = output.split()
     assert before == after
+
+
+def test_import_takes_no_keras_tuner():
+    code = "import sys, untied_rnn; print('keras_tuner' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["False"]

@@ -16,7 +16,6 @@ import test_examples
 from conftest import BACKEND
 from test_examples import finish, run
 
-pytest.importorskip("keras_tuner", reason="keras-tuner is an extra: `untied-rnn[tuner]`")
 pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
 pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow" or sys.platform != "linux",

@@ -2,18 +2,14 @@
 
 import inspect
 import re
-import subprocess
-import sys
 
 import keras
+import keras_tuner
 import numpy as np
 import pytest
 from conftest import BACKEND
 
-from untied_rnn import UntiedSimpleRNN
-
-keras_tuner = pytest.importorskip("keras_tuner", reason="keras-tuner is an extra: `untied-rnn[tuner]`")
-from untied_rnn import tuning  # noqa: E402  (only with keras-tuner)
+from untied_rnn import UntiedSimpleRNN, tuning
 
 TRACES = []
 # keras-tuner saves the optimizer with the weights, and loads the weights alone.
@@ -380,21 +376,3 @@ def test_docstring_names_all_arguments_and_its_example_runs(tmp_path, monkeypatc
     assert [name.strip("*") for name in names] == list(parameters)
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(example, {})
-
-
-@pytest.mark.parametrize("module", ["keras_tuner", "tensorboard"])
-def test_missing_keras_tuner_is_said(module):
-    script = f"""
-import sys
-sys.modules[{module!r}] = None
-import untied_rnn
-untied_rnn.UntiedSimpleRNN(4)
-try:
-    import untied_rnn.tuning
-except ImportError as error:
-    print(error)
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    needed = module == "keras_tuner" or BACKEND == "tensorflow"
-    assert (f"needs {module}" in result.stdout) == needed
-    assert ('pip install "untied-rnn[tuner]"' in result.stdout) == needed

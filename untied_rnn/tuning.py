@@ -1,37 +1,34 @@
-"""Search of hidden sizes and other hyperparameters with keras-tuner (the extra `tuner`)."""
+"""Search of hidden sizes, layers and other hyperparameters with keras-tuner."""
 
 import collections
 import contextlib
-import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
+import keras_tuner
 import numpy as np
 
 from untied_rnn import arguments
+from untied_rnn.gru import UntiedGRU
+from untied_rnn.layer import DIAL
+from untied_rnn.lstm import UntiedLSTM
 from untied_rnn.simple_rnn import UntiedSimpleRNN
 
-# On TensorFlow keras-tuner imports tensorboard within each trial: without it all trials fail, and hide why.
-_NEEDED = ["keras_tuner"] + ["tensorboard"] * (keras.backend.backend() == "tensorflow")
-if _MISSING := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-    raise ImportError(
-        f"`untied_rnn.tuning` needs {' and '.join(_MISSING)}. "
-        'Install what it needs with: pip install "untied-rnn[tuner]"'
-    )
-
-import keras_tuner  # noqa: E402  (what is missing is said first)
+_LAYERS: dict[str, Callable[..., keras.Layer]] = {
+    cls.__name__: cls for cls in (UntiedSimpleRNN, UntiedLSTM, UntiedGRU)
+}
 
 # Models whose programs are kept have at most so many weights together (0.4 GB of float32).
 _KEPT_WEIGHTS = 100_000_000
 
 
 class UntiedRNNHyperModel(keras_tuner.HyperModel):
-    r"""Untied layers with a Dense head, whose hidden size and training keras-tuner searches.
+    r"""Untied layers with a Dense head, whose hidden size, kind and training keras-tuner searches.
 
     ```
-    h = UntiedSimpleRNN(units, dropout=dropout, ...)(x)     (num_layers times)
+    h = layer(units, block_size=block_size, dropout=dropout, ...)(x)     (num_layers times)
     y = Dense(num_classes or output_dim)(last h)
     ```
 
@@ -54,20 +51,37 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         output_dim: Positive integer, in place of `num_classes`, the number of targets: the model is
             trained with the mean squared error, and reports `mean_absolute_error`.
         units: Hidden size of each layer.
+        layer: Kind of all layers: `"UntiedSimpleRNN"`, `"UntiedLSTM"` or `"UntiedGRU"`; a list of these
+            names, of which the tuner chooses one; or a function `(units, **arguments)` that returns a new
+            layer, such as `lambda units, **arguments: UntiedRNN(keras.layers.LSTMCell(units), **arguments)`.
+            Its arguments are `name`, `return_sequences` (`False` for the last layer alone),
+            `layer_arguments`, and those of `block_size`, `period`, `dropout`, `recurrent_dropout` and
+            `recurrent_initializer` that are given. If the last layer returns all timesteps, as
+            `UntiedDense` does, the head takes all of them, flattened.
         num_layers: Number of untied layers.
-        dropout: Fraction of each layer's inputs to drop.
-        recurrent_dropout: Fraction of each layer's state to drop.
-        recurrent_initializer: Initializer of each layer's recurrent matrices.
+        block_size: Number of successive timesteps that share weights; 1 is untied, `timesteps` is tied. If
+            neither this nor `period` is given, layers are untied.
+        period: In place of `block_size`, the number of timesteps after which the same weights come again;
+            1 is tied, `timesteps` is untied.
+        dropout: Fraction of each layer's inputs to drop. By default 0, 0.1 or 0.2, unless `layer` is a
+            function.
+        recurrent_dropout: Fraction of each layer's state to drop. By default 0, 0.05 or 0.1, unless `layer`
+            is a function.
+        recurrent_initializer: Initializer of each layer's recurrent matrices. By default the layer's; for
+            `UntiedSimpleRNN` alone, whose matrices have no parts for gates, orthogonal or identity.
         optimizer: Optimizer, a name or (fixed) an instance, whose learning rate is not used.
         learning_rate: Learning rate of the first step: change it later with a callback.
         batch_size: Batch size of `fit`. `None` leaves it to the data, as a `tf.data.Dataset` needs.
         seed: Integer; what a trial computes is then a function of its hyperparameters alone, in
             whatever process and order trials run. (`build` and `fit` call
             `keras.utils.set_random_seed`.) Repetitions (`executions_per_trial`) take `seed + 1`, ...
-        **layer_arguments: Further arguments of each `UntiedSimpleRNN`, such as `activation`.
+        **layer_arguments: Further arguments of each layer, such as `activation`.
 
     Raises:
-        TypeError, ValueError: For an argument outside of what is said above.
+        TypeError, ValueError: For an argument outside of what is said above, or one that a layer lacks.
+        keras_tuner.errors.FatalTypeError: If a function returns no layer.
+        keras_tuner.errors.FatalValueError: From `build`, if a function's layer outputs something else than
+            one timestep or all of them, or not all of them with `return_sequences`.
         keras_tuner.errors.FailedTrialError: From `fit`, if the training diverges. The tuner marks that
             trial as failed, like one that runs out of memory, and continues.
         keras_tuner.errors.FatalValueError: From `fit`, if it is given a batch size beside this one.
@@ -99,10 +113,13 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         output_dim: int | None = None,
         *,
         units: Any = range(16, 257, 16),
+        layer: str | Sequence[str] | Callable[..., keras.Layer] = "UntiedSimpleRNN",
         num_layers: Any = (1, 2),
-        dropout: Any = (0.0, 0.1, 0.2),
-        recurrent_dropout: Any = (0.0, 0.05, 0.1),
-        recurrent_initializer: Any = ("orthogonal", "identity"),
+        block_size: Any = None,
+        period: Any = None,
+        dropout: Any = None,
+        recurrent_dropout: Any = None,
+        recurrent_initializer: Any = None,
         optimizer: Any = ("adam", "rmsprop"),
         learning_rate: Any = (5e-4, 1e-3, 2e-3, 4e-3),
         batch_size: Any = (32, 64, 128),
@@ -122,39 +139,55 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         self.outputs = arguments.positive_integer(name, outputs)
         self.seed = arguments.check("seed", seed)
         self.layer_arguments = layer_arguments
-        self.ranges = {
-            "units": units,
-            "num_layers": num_layers,
+        names = _names(layer)
+        of_layers = {
+            "block_size": block_size,
+            "period": period,
             "dropout": dropout,
             "recurrent_dropout": recurrent_dropout,
             "recurrent_initializer": recurrent_initializer,
+        }
+        given = {name: values for name, values in of_layers.items() if values is not None}
+        self.layer_ranges = {**_default_ranges(names), **given}
+        self.ranges = {
+            "units": units,
+            "layer": layer,
+            "num_layers": num_layers,
+            **self.layer_ranges,
             "optimizer": optimizer,
             "learning_rate": learning_rate,
             "batch_size": batch_size,
         }
         for name, values in self.ranges.items():
-            for value in _extremes(name, values):
-                arguments.check(name, value)
-            self._choose(keras_tuner.HyperParameters(), name)  # keras-tuner's own checks
-        UntiedSimpleRNN(1, **layer_arguments)
+            if name != "layer":
+                for value in _extremes(name, values):
+                    arguments.check(name, value)
+        first = self._chosen(keras_tuner.HyperParameters())  # with keras-tuner's own checks
+        kinds: Sequence[Any] = names or [layer]
+        for kind in kinds:
+            self._layer({**first, "layer": kind}, return_sequences=True, name="untied_0")
         self._programs: dict[str, keras.Model] = {}
         self._executions: collections.Counter = collections.Counter()
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The compiled model of `hp`, with new weights."""
-        chosen = {name: self._choose(hp, name) for name in self.ranges}
+        chosen = self._chosen(hp)
         self._set_seed(hp)
         sequences = states = keras.Input((self.timesteps, self.input_dim), name="sequences")
-        for layer in range(chosen["num_layers"]):
-            states = UntiedSimpleRNN(
-                chosen["units"],
-                dropout=chosen["dropout"],
-                recurrent_dropout=chosen["recurrent_dropout"],
-                recurrent_initializer=chosen["recurrent_initializer"],
-                return_sequences=layer < chosen["num_layers"] - 1,
-                name=f"untied_{layer}",
-                **self.layer_arguments,
-            )(states)
+        for i in range(chosen["num_layers"]):
+            return_sequences = i < chosen["num_layers"] - 1
+            layer = self._layer(chosen, return_sequences=return_sequences, name=f"untied_{i}")
+            states = layer(states)
+            rank = len(getattr(states, "shape", ()))
+            if rank != 3 and (return_sequences or rank != 2):
+                # Fatal, since with another number of layers a trial might not show it.
+                raise keras_tuner.errors.FatalValueError(
+                    "Expected a layer that outputs all timesteps, (batch, timesteps, features), or without "
+                    f"`return_sequences` the last one, (batch, features). Received: {layer}, which outputs "
+                    f"{states} with return_sequences={return_sequences}"
+                )
+        if len(states.shape) == 3:
+            states = keras.layers.Flatten(name="all_timesteps")(states)
         head = keras.layers.Dense(self.outputs, name="head")
         model = keras.Model(sequences, head(states), name="untied_rnn")
         optimizer = keras.optimizers.serialize(keras.optimizers.get(chosen["optimizer"]))
@@ -178,12 +211,27 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         self._set_seed(hp)
         self._executions[_identity(hp)] += 1
         callbacks = [*(kwargs.pop("callbacks", None) or []), keras.callbacks.TerminateOnNaN()]
-        batch_size = self._choose(hp, "batch_size")
-        with self._program(model, batch_size) as program:
-            history = program.fit(*args, batch_size=batch_size, callbacks=callbacks, **kwargs)
+        chosen = self._chosen(hp)
+        with self._program(model, chosen) as program:
+            history = program.fit(*args, batch_size=chosen["batch_size"], callbacks=callbacks, **kwargs)
         if not np.all(np.isfinite(history.history["loss"])):
             raise keras_tuner.errors.FailedTrialError(f"The loss diverged: {history.history['loss']}")
         return history
+
+    def _layer(self, chosen: dict[str, Any], **own: Any) -> keras.Layer:
+        """A new layer of what is chosen, with arguments that are its own."""
+        make = _LAYERS.get(chosen["layer"], chosen["layer"])
+        searched = {name: chosen[name] for name in self.layer_ranges}
+        layer = make(chosen["units"], **own, **searched, **self.layer_arguments)
+        if not isinstance(layer, keras.Layer):
+            raise keras_tuner.errors.FatalTypeError(
+                "Expected `layer` to return a `keras.Layer`. "
+                f"Received: layer={make!r}, which returned {layer!r}"
+            )
+        return layer
+
+    def _chosen(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
+        return {name: self._choose(hp, name) for name in self.ranges}
 
     def _choose(self, hp: keras_tuner.HyperParameters, name: str) -> Any:
         """The value of a hyperparameter; what is searched is registered with `hp` on the way."""
@@ -200,7 +248,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             keras.utils.set_random_seed(self.seed + self._executions[_identity(hp)])
 
     @contextlib.contextmanager
-    def _program(self, model: keras.Model, batch_size: int | None) -> Iterator[keras.Model]:
+    def _program(self, model: keras.Model, chosen: dict[str, Any]) -> Iterator[keras.Model]:
         """An earlier model whose compiled programs train this one; `model` itself if there is none.
 
         Programs are bound to the variables that they were compiled for. So these take the values of this
@@ -209,9 +257,9 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         if keras.backend.backend() == "torch":  # compiles nothing
             yield model
             return
-        key = _program_key(model, batch_size)
+        key = _program_key(model, chosen)
         program = self._programs.get(key, model)
-        if program is model or _program_key(program, batch_size) != key:  # changed since then
+        if program is model or _program_key(program, chosen) != key:  # changed since then
             self._programs[key] = model
             while len(self._programs) > 1 and self._kept_weights() > _KEPT_WEIGHTS:
                 del self._programs[next(iter(self._programs))]
@@ -230,6 +278,29 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         return sum(model.count_params() for model in self._programs.values())
 
 
+def _names(layer: Any) -> list[str]:
+    """The names of the layers to choose from; none for a function."""
+    if callable(layer):
+        return []
+    names = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+    if not names or any(name not in list(_LAYERS) for name in names):
+        raise ValueError(
+            f"Expected `layer` to be one of {', '.join(_LAYERS)}, a list of these names, or a function "
+            f"`(units, **arguments)` that returns a layer. Received: layer={layer!r}"
+        )
+    return names
+
+
+def _default_ranges(names: list[str]) -> dict[str, Any]:
+    """What is searched of layers with these names, all of whose arguments are known."""
+    ranges: dict[str, Any] = {}
+    if names:
+        ranges = {"dropout": (0.0, 0.1, 0.2), "recurrent_dropout": (0.0, 0.05, 0.1)}
+    if set(names) == {"UntiedSimpleRNN"}:
+        ranges["recurrent_initializer"] = ("orthogonal", "identity")
+    return ranges
+
+
 def _extremes(name: str, values: Any) -> Iterable[Any]:
     """Those of a hyperparameter's values that are all good only if all others are too."""
     if isinstance(values, dict):
@@ -238,6 +309,11 @@ def _extremes(name: str, values: Any) -> Iterable[Any]:
         return (values,)
     if not values:
         raise ValueError(f"Expected at least one value of `{name}`. Received: {name}={values!r}")
+    if name in DIAL and None in values:
+        raise TypeError(
+            "Expected positive integers: a `block_size` of 1 or a `period` of `timesteps` is untied. "
+            f"Received: {name}={values!r}"
+        )
     return (min(values), max(values)) if isinstance(values, range) else values
 
 
@@ -245,14 +321,17 @@ def _identity(hp: keras_tuner.HyperParameters) -> str:
     return json.dumps(hp.values, sort_keys=True)
 
 
-def _program_key(model: keras.Model, batch_size: int | None) -> str:
+def _program_key(model: keras.Model, chosen: dict[str, Any]) -> str:
     """What is compiled into a model's programs: all but the values of its variables."""
     compile_config = model.get_compile_config()
     optimizer = compile_config["optimizer"]["config"]
     del optimizer["name"]
     if isinstance(optimizer["learning_rate"], float):  # else a schedule
         del optimizer["learning_rate"]
-    return json.dumps([batch_size, model.get_config(), compile_config], default=str)
+    # A configuration does not show all that a function made of what was chosen: of an activation it may have
+    # the name alone.
+    chosen = {name: value for name, value in chosen.items() if name != "learning_rate"}
+    return json.dumps([chosen, model.get_config(), compile_config], default=str)
 
 
 def _state(model: keras.Model) -> list[keras.Variable]:

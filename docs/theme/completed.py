@@ -32,7 +32,7 @@ class Completed(griffe.Extension):
             shown = pkg[cls.__module__.removeprefix(f"{pkg.path}.")][name]
             _complete(shown, cls)
             _with_titles(shown.docstring)
-        _with_titles(pkg["tuning.UntiedRNNHyperModel"].docstring)  # not imported: that takes keras-tuner
+        _with_titles(pkg["tuning.UntiedRNNHyperModel"].docstring)  # not imported by `untied_rnn`
 
 
 def _complete(shown: griffe.Class, cls: type) -> None:
