@@ -1,5 +1,6 @@
 """The self-test on this machine, and whether it notices what is wrong."""
 
+import runpy
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import pytest
 from conftest import BACKEND
 from keras import ops
 
-from untied_rnn import UntiedDense, UntiedGRU, compilation, lstm, selftest
+from untied_rnn import UntiedDense, UntiedGRU, compilation, lstm, reference, selftest
+from untied_rnn.reference import dense
 
 BATCHES, UNITS = (1, 7, 32_769, 40_000), (1, 3, 64, 120)
 TINY = (7, 3, 2)
@@ -80,6 +82,22 @@ def test_command_says_what_is_wrong(monkeypatch, capsys):
     assert received == pytest.approx(1.01 * expected, rel=1e-5)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="the same on each backend, and slow on others")
+def test_command_fails_if_numbers_are_wrong(monkeypatch, capsys):
+    monkeypatch.setattr(reference, "dense", lambda x, kernel, bias: 1.01 * dense(x, kernel, bias))
+    monkeypatch.delitem(sys.modules, "untied_rnn.selftest")  # else `runpy` warns
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_module("untied_rnn.selftest", run_name="__main__")
+    assert "UntiedDense (" in capsys.readouterr().out
+
+
+def test_tensor_float_32_counts_as_rounding_on_a_gpu(monkeypatch):
+    full = selftest._explained(1)
+    monkeypatch.setattr(selftest, "_device", lambda: "cuda:0")
+    # Torch has it off by default.
+    assert (selftest._explained(1) > 1000 * full) == (BACKEND != "torch")
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="has one form")
 def test_each_form_runs(monkeypatch):
     """What is wrong in a loop only, or under XLA only, is wrong there only."""
@@ -115,7 +133,9 @@ def test_one_wrong_row_is_noticed(wrong, monkeypatch):
         return ops.convert_to_tensor(factors) * right(*args)
 
     monkeypatch.setattr(UntiedDense, "call", call)
-    quantities = {result.quantity for result in wrong_results("UntiedDense", (32_769, 2, 1))}
+    results = wrong_results("UntiedDense", (32_769, 2, 1))
+    assert np.isfinite(wrong) or max(result.error for result in results) == np.inf
+    quantities = {result.quantity for result in results}
     assert {"outputs", "gradient of x"} <= quantities
     if wrong != 1.001:  # which is lost among the other rows
         assert "gradient of kernel" in quantities

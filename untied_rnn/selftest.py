@@ -2,7 +2,7 @@
 
 Compilers return wrong numbers without an error: jaxlib in products of more than 32,768 rows
 (https://github.com/jax-ml/jax/issues/39103), TensorFlow in programs within programs
-(https://github.com/tensorflow/tensorflow/issues/118324). So the layers run here as in a training step, on the
+(https://github.com/tensorflow/tensorflow/issues/118314). So the layers run here as in a training step, on the
 device in use, and NumPy says in float64 what the numbers must be.
 """
 
