@@ -14,12 +14,6 @@ from keras.src.testing import TestCase  # as in `check_layer.py`
 from untied_rnn import UntiedDense
 
 
-def dense(x, kernel, bias=0.0, activation=np.tanh):
-    return np.stack(
-        [activation(x[:, t] @ kernel[t] + (bias + 0 * kernel[:, 0])[t]) for t in range(T)], axis=1
-    )
-
-
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize(("activation", "function"), [("tanh", np.tanh), (None, reference.linear)])
 def test_equals_the_numpy_loop(use_bias, activation, function, rng):
@@ -28,9 +22,11 @@ def test_equals_the_numpy_loop(use_bias, activation, function, rng):
     randomised(layer, rng)
     x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, U))
     arrays = {"x": x, **dict(zip(names(layer), map(np.asarray, layer.get_weights()), strict=True))}
-    slopes = reference.gradients(lambda **a: (cotangent * dense(**a, activation=function)).sum(), arrays)
+    slopes = reference.gradients(
+        lambda **a: (cotangent * reference.dense(**a, activation=function)).sum(), arrays
+    )
     outputs, gradients = outputs_and_gradients(layer, x, [cotangent])
-    np.testing.assert_allclose(outputs[0], dense(**arrays, activation=function), **EXACT)
+    np.testing.assert_allclose(outputs[0], reference.dense(**arrays, activation=function), **EXACT)
     assert set(gradients) == set(arrays)
     for key, gradient in gradients.items():
         np.testing.assert_allclose(gradient, slopes[key], **EXACT, err_msg=key)
