@@ -101,3 +101,32 @@ def test_configuration():
 def test_wrong_arguments(options, error):
     with pytest.raises(error, match="must be a number that is not negative"):
         TimeSmoothness(**options)
+
+
+def test_no_factor_is_an_error():
+    with pytest.raises(ValueError, match="`l1`, `l2` or both. Received neither"):
+        TimeSmoothness()
+    assert TimeSmoothness(l2=0.0).get_config() == {"l1": 0.0, "l2": 0.0}
+
+
+@pytest.mark.parametrize("make", [keras.layers.SimpleRNN, keras.layers.GRU])
+def test_a_weight_without_timesteps_is_an_error(make):
+    layer = make(U, recurrent_regularizer=TimeSmoothness(l2=1.0))
+    layer.build((None, T, I))
+    with pytest.raises(ValueError, match=r"axis of timesteps. Received: '.*recurrent_kernel' of shape \(3, "):
+        layer.losses  # noqa: B018 (a property, which computes them)
+
+
+def test_16_bit_weights_are_added_up_in_float32():
+    """Of 2,000 differences of one each; of 2,000 weights, one in each set."""
+    smooth = UntiedDense(1, kernel_regularizer=TimeSmoothness(l1=1.0), use_bias=False, dtype="bfloat16")
+    elementwise = UntiedDense(
+        1, kernel_regularizer=keras.regularizers.L1(1.0), use_bias=False, dtype="bfloat16"
+    )
+    for layer in (smooth, elementwise):
+        layer.build((None, 2001, 1))
+        layer.kernel.assign((np.arange(2001) % 2).reshape(-1, 1, 1))
+    assert value(smooth.losses[0]) == 2000
+    assert value(elementwise.losses[0]) == 1000
+    mean = elementwise.averaged(block_size=2001).get_weights()[0]
+    assert float(mean[0, 0, 0]) == pytest.approx(1000 / 2001, rel=2**-8)

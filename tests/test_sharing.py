@@ -298,8 +298,11 @@ def test_a_period_is_untied_for_as_many_timesteps_as_asked_for(name, rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block_size": 4}, r"weight set 0 would take the place of \[0, 1\]"),
-        ({"period": 2}, r"weight set 0 would take the place of \[0, 1, 2\]"),
+        (
+            {"block_size": 4},
+            r"weight sets \[0, 1\] of this layer would share set 0. Give a `block_size` that",
+        ),
+        ({"period": 2}, r"weight sets \[0, 1, 2\] of this layer would share set 0"),
         ({"timesteps": T + 1}, "at most 7 timesteps"),
         ({"period": T + 1}, "a timestep for each weight set"),
         ({"period": 2, "block_size": 2}, "at most one of"),
@@ -308,6 +311,30 @@ def test_a_period_is_untied_for_as_many_timesteps_as_asked_for(name, rng):
 def test_moves_that_would_change_the_function_are_refused(change, message, rng):
     with pytest.raises(ValueError, match=message):
         built("gru", rng, block_size=3).refine(**change)
+
+
+def test_moves_take_no_other_arguments(rng):
+    layer = built("gru", rng, block_size=3)
+    for move in (layer.refine, layer.averaged):
+        with pytest.raises(TypeError, match=r"The others stay as they are. Received: {'units': 4}"):
+            move(units=4)
+    tied = keras.layers.SimpleRNN(U)
+    tied.build((B, T, I))
+    with pytest.raises(TypeError, match="Received: {'output_units': 1}"):
+        UntiedSimpleRNN.from_tied(tied, T, output_units=1)
+    with pytest.raises(TypeError, match="`frozen_timesteps` must be a list of integers"):
+        layer.freeze(3)
+
+
+@family
+def test_weights_of_a_timestep_are_there_once_the_layer_is_built(name):
+    layer = FAMILY[name]()
+    for ask in (layer.weights_at, layer.set_of):
+        with pytest.raises(ValueError, match="call `build`, or the layer on data"):
+            ask(0)
+    layer.build((B, T, I))
+    with pytest.raises(TypeError, match=r"a timestep, an integer. Received: 1\.5"):
+        layer.weights_at(1.5)
 
 
 def test_moves_need_a_built_layer_and_keep_states(rng):

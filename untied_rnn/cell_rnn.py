@@ -105,6 +105,11 @@ class UntiedRNN(BaseUntiedRNN):
             cell = keras.layers.StackedRNNCells(list(cell))
         if not isinstance(cell, keras.Layer) or not hasattr(cell, "state_size"):
             raise TypeError(f"`cell` must be a `keras.Layer` with `state_size`. Received: cell={cell!r}")
+        if isinstance(cell, (keras.layers.RNN, BaseUntiedRNN)):
+            raise TypeError(
+                "`cell` must be one timestep of a recurrent layer, as `keras.layers.LSTMCell` is. Received the "
+                f"whole layer: cell={cell!r}. Give its cell, or use `UntiedRNN.from_tied(layer)`"
+            )
         if cell.built and cell.variables:
             raise ValueError(
                 "Expected a cell that is not built, since each timestep gets separate weights "

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import keras
 import numpy as np
 
+from untied_rnn import arguments
 from untied_rnn.layer import DIAL, UntiedLayer
 
 
@@ -26,20 +27,22 @@ class DialLayer(UntiedLayer):
         Args:
             layer: A built layer of Keras's class.
             timesteps: Number of timesteps: the length of the longest sequence to process.
-            **dial: `block_size`, `period` or `weight_index`, if timesteps are to share weights.
+            **dial: `block_size`, `period` or `weight_index`, if timesteps are to share weights, and
+                `frozen_timesteps`.
 
         Returns:
             A built layer with the same configuration and outputs. Its regularizers, like its weights,
             count once per weight set.
 
         Raises:
-            TypeError: If `layer` is of another class.
+            TypeError: If `layer` is of another class, or for another argument.
             ValueError: If `layer` is not built.
         """
         if not isinstance(layer, cls.tied_class):
             raise TypeError(f"Expected a `keras.layers.{cls.tied_class.__name__}`. Received: {layer!r}")
         if not layer.built:
             raise ValueError(f"Expected a built layer. Received: {layer!r}, which has no weights yet.")
+        _check_dial(dial)
         new = cls(**{**cls._arguments_of(layer), "timesteps": timesteps, **dial})
         new._build_like(layer)
         weights = zip(new._arrays(), layer.get_weights(), strict=True)
@@ -69,7 +72,9 @@ class DialLayer(UntiedLayer):
             if len(set(sets)) > 1:
                 raise ValueError(
                     "Expected a refinement, where timesteps share weights only if they already do. "
-                    f"Received: {dial}, whose weight set {s} would take the place of {sorted(set(sets))}"
+                    f"Received: {dial}, where timesteps that use the weight sets {sorted(set(sets))} of this layer "
+                    f"would share set {s}. Give a `block_size` that divides this layer's, or `weight_index`; "
+                    "`averaged` takes means instead"
                 )
         return new
 
@@ -92,15 +97,15 @@ class DialLayer(UntiedLayer):
             timesteps: Timesteps from 0. All others are trained, even if they were frozen before.
         """
         dial = {name: getattr(self, name) for name in DIAL}
-        return self._changed({**dial, "frozen_timesteps": list(timesteps)})[0]
+        return self._changed({**dial, "frozen_timesteps": arguments.check("frozen_timesteps", timesteps)})[0]
 
     def _changed(self, changes: dict[str, Any]) -> tuple[Self, list[list[int]]]:
         """A built layer with other arguments, and the old sets whose mean each of its weight sets is.
 
         An old set counts as often as it has timesteps.
         """
-        if not self.built:
-            raise ValueError(f"Expected a built layer. Received: {self!r}, which has no weights yet.")
+        self._check_built()
+        _check_dial(changes)
         new = type(self)(**{**self._arguments_of(self), **dict.fromkeys(DIAL), **changes})
         new._build_like(self)
         if new.timesteps and self.timesteps and new.timesteps > self.timesteps:
@@ -138,6 +143,16 @@ class DialLayer(UntiedLayer):
             state.assign(other)
 
 
+def _check_dial(given: dict[str, Any]) -> None:
+    known = ["timesteps", *DIAL, "frozen_timesteps"]
+    if unknown := {name: value for name, value in given.items() if name not in known}:
+        raise TypeError(
+            f"Expected arguments that say which timesteps share or train weights: {', '.join(known)}. The others "
+            f"stay as they are. Received: {unknown}"
+        )
+
+
 def _mean(stack: np.ndarray, sets: list[int]) -> np.ndarray:
-    first = stack[sets[0]]
-    return first + (stack[sets] - first).mean(axis=0)  # exact where all are equal
+    # In double precision, for NumPy would add up bfloat16 in bfloat16. Exact where all are equal.
+    values = stack[sets].astype("float64")
+    return (values[0] + (values - values[0]).mean(axis=0)).astype(stack.dtype)

@@ -1,5 +1,6 @@
 """What all layers with weights per timestep have in common: the stacked weights, and who shares them."""
 
+import numbers
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -158,6 +159,9 @@ class UntiedLayer(keras.Layer):
 
     def weights_at(self, timestep: int) -> dict[str, np.ndarray]:
         """The weights that one timestep uses, by name."""
+        self._check_built()
+        if isinstance(timestep, bool) or not isinstance(timestep, numbers.Integral):
+            raise TypeError(f"Expected a timestep, an integer. Received: {timestep!r}")
         if not 0 <= timestep < (self.timesteps or np.inf):
             raise ValueError(f"Expected one of {self.timesteps} timesteps, from 0. Received: {timestep}")
         s = self.set_of(np.array([timestep]))[0]
@@ -165,7 +169,15 @@ class UntiedLayer(keras.Layer):
 
     def set_of(self, timesteps: np.ndarray) -> np.ndarray:
         """The numbers of the weight sets that timesteps use."""
+        self._check_built()
         return self._order[self.sharing.index(timesteps)]
+
+    def _check_built(self) -> None:
+        if not self.built:
+            raise ValueError(
+                "Expected a built layer: call `build`, or the layer on data. "
+                f"Received: {self!r}, which has no weights yet."
+            )
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """The stacked weights by name, all sets in their order."""

@@ -10,6 +10,13 @@ from untied_rnn import arguments
 Tensor = Any
 
 
+def in_single_precision(stack: Tensor) -> Tensor:
+    """The stack in at least float32: in 16 bits, a sum over all timesteps would not grow beyond some hundreds."""
+    stack = ops.convert_to_tensor(stack)
+    short = keras.backend.standardize_dtype(stack.dtype) in ("float16", "bfloat16")
+    return ops.cast(stack, "float32") if short else stack
+
+
 @keras.saving.register_keras_serializable(package="untied_rnn")
 class TimeSmoothness(keras.regularizers.Regularizer):
     r"""Penalises differences between the weights of neighbouring timesteps.
@@ -25,11 +32,12 @@ class TimeSmoothness(keras.regularizers.Regularizer):
     the closer is the layer to a tied one; `l1` lets weights stay as they are for a while and then jump.
 
     Args:
-        l1: Non-negative number, the factor of the absolute differences.
-        l2: Non-negative number, the factor of the squared differences.
+        l1: Non-negative number, the factor of the absolute differences; 0 if only `l2` is given.
+        l2: Non-negative number, the factor of the squared differences; 0 if only `l1` is given.
 
     Raises:
-        TypeError, ValueError: If a factor is no non-negative number.
+        TypeError, ValueError: If a factor is no non-negative number, or none is given; if it regularizes a
+            weight that has no timesteps, such as a tied layer's.
 
     Example:
 
@@ -45,10 +53,19 @@ class TimeSmoothness(keras.regularizers.Regularizer):
           lasso](https://doi.org/10.1111/j.1467-9868.2005.00490.x), the penalty with `l1`.
     """
 
-    def __init__(self, l1: float = 0.0, l2: float = 0.0):
-        self.l1, self.l2 = arguments.check("l1", l1), arguments.check("l2", l2)
+    def __init__(self, l1: float | None = None, l2: float | None = None):
+        if l1 is None and l2 is None:
+            raise ValueError("Expected `l1`, `l2` or both. Received neither, which would penalise nothing")
+        self.l1, self.l2 = arguments.check("l1", l1 or 0.0), arguments.check("l2", l2 or 0.0)
 
     def __call__(self, stack: Tensor) -> Tensor:
+        # A tied layer hands over its weight, whose first axis is the features.
+        if isinstance(stack, keras.Variable) and not getattr(stack, "is_timestep_stack", False):
+            raise ValueError(
+                "`TimeSmoothness` expected the weights of an untied layer, with an axis of timesteps. "
+                f"Received: '{stack.path}' of shape {tuple(stack.shape)}"
+            )
+        stack = in_single_precision(stack)
         difference = stack[1:] - stack[:-1]
         return self.l1 * ops.sum(ops.abs(difference)) + self.l2 * ops.sum(ops.square(difference))
 

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from untied_rnn.draws import draw
-from untied_rnn.regularizers import TimeSmoothness
+from untied_rnn.regularizers import TimeSmoothness, in_single_precision
 
 Tensor = Any
 
@@ -53,9 +53,10 @@ class TimestepRegularizer(keras.regularizers.Regularizer):
         self.regularizer = regularizer
 
     def __call__(self, stack: Tensor) -> Tensor:
+        stack = in_single_precision(stack)
         if type(self.regularizer) in _ELEMENTWISE:
             return self.regularizer(stack)
-        return ops.sum(ops.vectorized_map(self.regularizer, ops.convert_to_tensor(stack)))
+        return ops.sum(ops.vectorized_map(self.regularizer, stack))
 
 
 class StackRegularizer(keras.regularizers.Regularizer):
