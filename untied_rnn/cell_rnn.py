@@ -38,18 +38,20 @@ class UntiedRNN(BaseUntiedRNN):
     Args:
         cell: A `keras.Layer` with `state_size` and `call(inputs, states)`, which returns an output and the
             states after it: `keras.layers.LSTMCell`, `keras.layers.StackedRNNCells` or one of your own. A
-            list of cells is stacked. It serves as a template and stays as it is. Its weights that are not
-            trainable are constants: a cell that changes them in its call, as `BatchNormalization` does, is
-            an error. So is one that draws random numbers, but for the dropout of Keras's own cells (on
-            torch, where random numbers leave no trace, it goes unnoticed). An initializer with an integer
-            seed gives each timestep its own values if the cell has it as an attribute. If `dtype` is
-            given, it is also the cell's.
+            list of cells is stacked. It may be made of layers and models, and its inputs, states and
+            outputs may have any shapes. It serves as a template and stays as it is; a cell without
+            `get_config`, which cannot be copied, is built. A variable that it reads and that is not its own
+            is shared by all timesteps, and trained if the model has it. Random layers, such as
+            `keras.layers.Dropout`, draw anew at each timestep; the dropout of Keras's own cells drops the
+            same units at all of them. Weights that are not trainable are constants. A cell that changes its
+            variables when it is called, as `BatchNormalization` does, or adds losses is an error. An
+            initializer with an integer seed gives each timestep its own values if the cell has it as an
+            attribute. If `dtype` is given, it is also the cell's.
         activity_regularizer: Regularizer of what the layer outputs.
 
     Output shape:
-        `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`, where `features` is
-        the cell's `output_size`, or else its first state's. With `return_state`, a tuple of that and the
-        states, nested as the cell's `state_size` is.
+        `(batch, ...)`, or `(batch, timesteps, ...)` with `return_sequences`: the cell's outputs, nested if
+        they are. With `return_state`, a tuple of that and the states, nested as the cell takes them.
 
     Variables:
         The cell's, in its order, with a leading axis of weight sets: as many as timesteps, or fewer if they
@@ -107,8 +109,9 @@ class UntiedRNN(BaseUntiedRNN):
             raise TypeError(f"`cell` must be a `keras.Layer` with `state_size`. Received: cell={cell!r}")
         if isinstance(cell, (keras.layers.RNN, BaseUntiedRNN)):
             raise TypeError(
-                "`cell` must be one timestep of a recurrent layer, as `keras.layers.LSTMCell` is. Received the "
-                f"whole layer: cell={cell!r}. Give its cell, or use `UntiedRNN.from_tied(layer)`"
+                "`cell` must be one timestep of a recurrent layer, as `keras.layers.LSTMCell` is: give the "
+                "layer's cell, or use `UntiedRNN.from_tied(layer)`. "
+                f"Received the whole layer: cell={cell!r}"
             )
         if cell.built and cell.variables:
             raise ValueError(

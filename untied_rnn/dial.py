@@ -72,9 +72,9 @@ class DialLayer(UntiedLayer):
             if len(set(sets)) > 1:
                 raise ValueError(
                     "Expected a refinement, where timesteps share weights only if they already do. "
-                    f"Received: {dial}, where timesteps that use the weight sets {sorted(set(sets))} of this layer "
-                    f"would share set {s}. Give a `block_size` that divides this layer's, or `weight_index`; "
-                    "`averaged` takes means instead"
+                    f"Received: {dial}, where timesteps that use the weight sets {sorted(set(sets))} of this "
+                    f"layer would share set {s}. Give a `block_size` that divides this layer's, or "
+                    "`weight_index`; `averaged` takes means instead"
                 )
         return new
 
@@ -147,8 +147,8 @@ def _check_dial(given: dict[str, Any]) -> None:
     known = ["timesteps", *DIAL, "frozen_timesteps"]
     if unknown := {name: value for name, value in given.items() if name not in known}:
         raise TypeError(
-            f"Expected arguments that say which timesteps share or train weights: {', '.join(known)}. The others "
-            f"stay as they are. Received: {unknown}"
+            f"Expected arguments that say which timesteps share or train weights: {', '.join(known)}. "
+            f"The others stay as they are. Received: {unknown}"
         )
 
 

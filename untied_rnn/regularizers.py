@@ -11,7 +11,7 @@ Tensor = Any
 
 
 def in_single_precision(stack: Tensor) -> Tensor:
-    """The stack in at least float32: in 16 bits, a sum over all timesteps would not grow beyond some hundreds."""
+    """The stack in at least float32: in bfloat16, a sum of ones over all timesteps would end at 256."""
     stack = ops.convert_to_tensor(stack)
     short = keras.backend.standardize_dtype(stack.dtype) in ("float16", "bfloat16")
     return ops.cast(stack, "float32") if short else stack
