@@ -51,7 +51,8 @@ class PureCell:
                 lambda spec: ops.zeros(spec.shape, spec.dtype), (inputs, states)
             )
         for training in (True, False):
-            outputs = run(inputs, states, training=training)
+            with keras.StatelessScope():  # no generator moves on
+                outputs = run(inputs, states, training=training)
         own = {id(variable) for variable in self.cell.variables}
         read = {i: variable for scope in scopes.values() for i, variable in scope.read.items()}
         self.outer = [variable for i, variable in read.items() if i not in own]
