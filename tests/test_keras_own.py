@@ -27,7 +27,7 @@ EXCEPTIONS = {
     ("bidirectional_test", "test_fused_gru_eligibility"): CUDNN,
     ("bidirectional_test", "test_torch_cudnn_bidirectional_gru_dispatch_fires"): CUDNN,
     ("dropout_rnn_cell_test", "test_seed_tracking"): (
-        "Random numbers come from a copy of the cell, made when the layer is built: before, it has no variables"
+        "Random numbers come from a copy of the cell, made when the layer is built; before, it has none"
     ),
 }
 # Half of the time of all, with Keras's layers as well.

@@ -319,7 +319,7 @@ def test_stateful_layer_refuses_another_batch_size(x):
         (x[:2], np.ones((2, U), "float32")),
         (keras.Input(batch_shape=(2, T, I)), None),
     ]:
-        with pytest.raises(ValueError, match="expected batch size 3.*Received: batch size 2"):
+        with pytest.raises(ValueError, match=r"expected batch size 3.*Received: batch size 2"):
             layer(sequences, initial_state=states)
     with pytest.raises(ValueError, match=r"\(3, 5\)\].*\(2, 5\)"):
         layer(x, initial_state=np.ones((2, U), "float32"))
