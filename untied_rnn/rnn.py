@@ -147,9 +147,9 @@ class BaseUntiedRNN(DialLayer):
         expected = self.states[0].shape[0] if self.states else received
         if received is not None and received != expected:
             raise ValueError(
-                f"The stateful {type(self).__name__} carries on the states of the samples it was built for, and "
-                f"expected batch size {expected}. Give every batch that size and leave out a smaller last one. "
-                f"Received: batch size {received}"
+                f"The stateful {type(self).__name__} carries on the states of the samples it was built for, "
+                f"and expected batch size {expected}. Give every batch that size and leave out a smaller "
+                f"last one. Received: batch size {received}"
             )
 
     def _check_unroll(self, length: int | None) -> None:
