@@ -313,8 +313,18 @@ def test_wrong_builds(shape, options, message):
 
 def test_stateful_layer_refuses_another_batch_size(x):
     _, layer = stateful_model()
-    with pytest.raises(ValueError, match=r"\(2, 5\)\].*\(3, 5\)"):
-        layer(x[:2])
+    before = to_numpy(layer(x))[0]
+    for sequences, states in [
+        (x[:2], None),
+        (x[:2], np.ones((2, U), "float32")),
+        (keras.Input(batch_shape=(2, T, I)), None),
+    ]:
+        with pytest.raises(ValueError, match=r"expected batch size 3.*Received: batch size 2"):
+            layer(sequences, initial_state=states)
+    with pytest.raises(ValueError, match=r"\(3, 5\)\].*\(2, 5\)"):
+        layer(x, initial_state=np.ones((2, U), "float32"))
+    close(keras.ops.convert_to_numpy(layer.states[0]), before)
+    assert layer(keras.Input((T, I))).shape == (None, U)  # whose batch size is not known yet
 
 
 # What a subclass supplies.

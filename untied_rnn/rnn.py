@@ -143,6 +143,15 @@ class BaseUntiedRNN(DialLayer):
                 f"{shape[0]}. Received: shapes {received}"
             )
 
+    def _check_batch_size(self, received: int | None) -> None:
+        expected = self.states[0].shape[0] if self.states else received
+        if received is not None and received != expected:
+            raise ValueError(
+                f"The stateful {type(self).__name__} carries on the states of the samples it was built for, "
+                f"and expected batch size {expected}. Give every batch that size and leave out a smaller "
+                f"last one. Received: batch size {received}"
+            )
+
     def _check_unroll(self, length: int | None) -> None:
         if self.unroll is True and length is None:
             raise ValueError(
@@ -223,6 +232,7 @@ class BaseUntiedRNN(DialLayer):
     ) -> Tensor | tuple[Tensor, ...]:
         length = self.checked_shape(sequences.shape)[1]
         self._check_unroll(length)
+        self._check_batch_size(sequences.shape[0])
         # Keras hands the mask of the inputs on as `mask` only if they are the only tensors. Beside an
         # initial state it comes under this name, or padding would be read as data.
         mask = sequences_mask if mask is None else mask
@@ -300,6 +310,7 @@ class BaseUntiedRNN(DialLayer):
         batch_size, length, *_ = self.checked_shape(sequences_shape)
         self._check_states(sequences_shape, initial_state_shape)
         self._check_unroll(length)
+        self._check_batch_size(batch_size)
         output = self.step_output_shape((batch_size, length) if self.return_sequences else (batch_size,))
         if not self.return_state:
             return output
