@@ -265,6 +265,50 @@ def test_a_variable_from_outside_is_trained(unroll, shared, rng):
     )
 
 
+class ReadsACounter(ReadsAnother):
+    """An integer from outside, and with `and_another` a variable that it reads from then on."""
+
+    and_another = None
+
+    def call(self, inputs, states):
+        state = self.w * ops.cast(self.read(), inputs.dtype) * (inputs + states[0])
+        return (state if self.and_another is None else state + self.and_another), [state]
+
+
+@forms
+def test_an_integer_from_outside_has_its_value(unroll, rng):
+    counter = keras.Variable(2, dtype="int32", trainable=False)
+    cell = ReadsACounter(counter)
+    layer = UntiedRNN(cell, unroll=unroll, return_sequences=True)
+    x = rng.normal(size=(B, 2, I)).astype("float32")
+    for value in (2, 3):
+        counter.assign(value)
+        outputs, gradients = (
+            outputs_and_gradients(layer, x, [np.ones(x.shape)])
+            if layer.built
+            else (
+                to_numpy(layer(x)),
+                None,
+            )
+        )
+        expected = value * x[:, 1] + value * value * x[:, 0]
+        np.testing.assert_allclose(outputs[0][:, 1], expected, rtol=1e-5, atol=1e-6)
+    (w,) = (gradients[key] for key in gradients if key != "x")
+    np.testing.assert_allclose(w[1], (9 * x[:, 0] + 3 * x[:, 1]).sum(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_variable_that_was_not_read_before_is_an_error(rng):
+    counter = keras.Variable(2, dtype="int32", trainable=False)
+    layer = UntiedRNN(ReadsACounter(counter), jit_compile=False)
+    layer.build((B, T, I))
+    ReadsACounter.and_another = keras.Variable(1.0, name="late")
+    try:
+        with pytest.raises(NotImplementedError, match="had not read 'late' when the layer was built"):
+            layer(rng.normal(size=(B, T, I)).astype("float32"))
+    finally:
+        ReadsACounter.and_another = None
+
+
 class MakesItself(WithoutConfig):
     """Without a configuration, and with a weight that no initializer is known of."""
 

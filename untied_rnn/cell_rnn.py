@@ -231,18 +231,23 @@ class UntiedRNN(BaseUntiedRNN):
 
     def noise(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Any]:
         pure = self._cells.pure
-        seeds = pure.seeds(ops.shape(sequences)[1], training)
-        return {"seeds": seeds} | ({"masks": pure.masks(sequences[:, 0])} if training else {})
+        fixed = {
+            "seeds": pure.seeds(ops.shape(sequences)[1], training),
+            "constants": [ops.convert_to_tensor(variable) for variable in pure.constants],
+        }
+        return fixed | ({"masks": pure.masks(sequences[:, 0])} if training else {})
 
     def recurrence(self, run: Run) -> tuple[Any, list[Tensor]]:
-        pure, seeds = self._cells.pure, run.noise["seeds"]
+        pure, seeds, constants = self._cells.pure, run.noise["seeds"], run.noise["constants"]
         training, masks = "masks" in run.noise, run.noise.get("masks", [])
         own = len(run.weights) - len(pure.outer)
 
         def step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
             keep, x_t, *rest = x
-            drawn, drops = rest[: len(seeds)], keras.tree.pack_sequence_as(masks, rest[len(seeds) :])
-            output, after = pure(x_t, self.nested(before), w[:own], w[own:], drawn, drops, training)
+            first, second = len(seeds), len(seeds) + len(constants)
+            drops = keras.tree.pack_sequence_as(masks, rest[second:])
+            given = (w[:own], w[own:], rest[first:second], rest[:first], drops)
+            output, after = pure(x_t, self.nested(before), *given, training)
             y, after = (
                 [ops.cast(tensor, self.compute_dtype) for tensor in keras.tree.flatten(nested)]
                 for nested in (output, after)
@@ -252,7 +257,7 @@ class UntiedRNN(BaseUntiedRNN):
                 after = [ops.where(in_rank_of(new, keep), new, old) for new, old in pairs]
             return after, y
 
-        repeated = (along_time(mask, run.inputs) for mask in keras.tree.flatten(masks))
+        repeated = (along_time(same, run.inputs) for same in [*constants, *keras.tree.flatten(masks)])
         weights = list(run.weights.values())
         last, outputs = scan(
             step,

@@ -23,8 +23,10 @@ class PureCell:
         self.cell = cell
         # Of its layers, all whose numbers are drawn within a timestep.
         self.seed_generators: list[keras.random.SeedGenerator] = []
-        # Variables that the cell reads and that are not its own. All timesteps share them.
+        # Variables that the cell reads and that are not its own, with a gradient and without. All timesteps
+        # share them.
         self.outer: list[keras.Variable] = []
+        self.constants: list[keras.Variable] = []
         self._draws: dict[bool, list[int]] = {}
 
     def trace(self, inputs: keras.KerasTensor, states: list[Nested]) -> Nested:
@@ -55,7 +57,9 @@ class PureCell:
                 outputs = run(inputs, states, training=training)
         own = {id(variable) for variable in self.cell.variables}
         read = {i: variable for scope in scopes.values() for i, variable in scope.read.items()}
-        self.outer = [variable for i, variable in read.items() if i not in own]
+        others = [variable for i, variable in read.items() if i not in own]
+        self.outer = [v for v in others if keras.backend.is_float_dtype(v.dtype)]
+        self.constants = [v for v in others if not keras.backend.is_float_dtype(v.dtype)]
         generators = {id(generator.state): generator for generator in seed_generators(self.cell)}
         drawn = [i for i in generators if any(scope.changes(i) for scope in scopes.values())]
         self.seed_generators = [generators[i] for i in drawn]
@@ -100,6 +104,7 @@ class PureCell:
         states: list[Nested],
         weights: list[Tensor],
         outer: list[Tensor],
+        constants: list[Tensor],
         seeds: list[Tensor],
         masks: list[Nested],
         training: bool,
@@ -108,16 +113,23 @@ class PureCell:
 
         Args:
             inputs, states, training: As the cell's own call takes them.
-            weights, outer: Values of the cell's weights and of its `outer` variables.
+            weights, outer, constants: Values of the cell's weights, and of the variables of these names.
             seeds: The timestep's seed for each generator.
             masks: What `masks` returned; empty without training.
         """
-        variables = [*self.cell.weights, *self.outer, *(g.state for g in self.seed_generators)]
-        scope = _Recorder(list(zip(variables, [*weights, *outer, *seeds], strict=True)))
+        states_of_seeds = [generator.state for generator in self.seed_generators]
+        variables = [*self.cell.weights, *self.outer, *self.constants, *states_of_seeds]
+        scope = _Recorder(list(zip(variables, [*weights, *outer, *constants, *seeds], strict=True)))
         results = self._call(scope, inputs, states, masks, training)
-        seed_states = {id(generator.state) for generator in self.seed_generators}
+        known = {id(variable) for variable in [*self.cell.variables, *variables]}
+        for i, variable in scope.read.items():
+            if i not in known:
+                raise NotImplementedError(
+                    "Expected a cell that reads the same variables in every call. Received: "
+                    f"cell={self.cell!r}, which had not read '{variable.path}' when the layer was built"
+                )
         for variable in scope.changed:
-            if id(variable) not in seed_states:
+            if not any(variable is state for state in states_of_seeds):
                 raise NotImplementedError(
                     "Expected a cell that leaves variables as they are when it is called. Received: "
                     f"cell={self.cell!r}, which changes '{variable.path}'"
