@@ -102,6 +102,44 @@ def test_each_timestep_draws_weights_of_its_own(name):
     assert len(np.unique(kernel)) == kernel.size == T * kernel[0].size
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Shifted(keras.initializers.RandomNormal):
+    """Not one of Keras's own, so that each weight set takes it from a copy of the cell."""
+
+    def __call__(self, shape, dtype=None):
+        return 5 + super().__call__(shape, dtype)
+
+
+def test_copies_of_a_cell_without_build_are_built_as_it_is():
+    class Cell(WithoutBuild):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.a = keras.layers.Dense(U, kernel_initializer=Shifted(stddev=0.1, seed=1))
+
+    layer = UntiedRNN(Cell(), timesteps=T)
+    layer.build((None, T, I))
+    other, kernel, _ = layer.get_weights()
+    assert len(np.unique(kernel)) == T * I * U
+    assert abs(kernel.mean() - 5) < 0.2
+    assert abs(other.mean()) < 1
+
+
+def test_a_cell_that_takes_no_name_is_copied(rng):
+    class Cell(keras.layers.SimpleRNNCell):
+        def __init__(self, units):
+            super().__init__(units)
+
+        def get_config(self):
+            return {"units": self.units}
+
+    tied = keras.layers.RNN(Cell(U))
+    x = rng.normal(size=(B, T, I)).astype("float32")
+    expected = tied(x)
+    np.testing.assert_allclose(
+        *map(ops.convert_to_numpy, (UntiedRNN.from_tied(tied, T)(x), expected)), rtol=1e-5
+    )
+
+
 class Remembers(keras.Layer):
     """A state that is an image, and outputs of two kinds."""
 

@@ -41,9 +41,6 @@ class PureCell:
             masks = self.masks(inputs) if training else []
             scopes[training] = _Recorder([])
             output, _ = self._call(scopes[training], inputs, states, masks, training)
-            for part in filter(_has_dropout, parts(self.cell)):  # or a symbolic mask would be used later on
-                part.reset_dropout_mask()
-                part.reset_recurrent_dropout_mask()
             return output
 
         run = _Operation(call).compute_output_spec
