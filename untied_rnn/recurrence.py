@@ -128,7 +128,7 @@ def affine_recurrence(
         d_before = [d_before[0] + d_h, *d_before[1:]]
         if keep is not None:
             d_before = [ops.where(keep, new, old) for new, old in zip(d_before, d_after, strict=True)]
-        d_biases = [ops.sum(ops.cast(d, b.dtype), axis=0) for d, b in zip((d_p, d_q), w[2:], strict=False)]
+        d_biases = [ops.sum(d, axis=0) for d, _ in zip((d_p, d_q), w[2:], strict=False)]
         return [*d_before, *before], [d_x, d_kernel, d_recurrent_kernel, *d_biases]
 
     def scanned(step: Callable, states: Tensors, inputs: Tensor, stacks: Tensors, ys: int) -> tuple:
