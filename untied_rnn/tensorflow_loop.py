@@ -121,6 +121,8 @@ def _smooth(tensors: Tensors) -> Tensors:
 
 def _gradients(tape: tf.GradientTape, targets: Tensors, sources: Tensors, upstream: Any) -> Tensors:
     """Gradients to `sources`, `None` where a source is not smooth."""
+    # A sum may be of a longer dtype than what a step adds to it.
+    upstream = [tf.cast(u, target.dtype) for u, target in zip(upstream, targets, strict=True)]
     found = iter(tape.gradient(targets, _smooth(sources), upstream, tf.UnconnectedGradients.ZERO))
     return [next(found) if source.dtype.is_floating else None for source in sources]
 
