@@ -61,7 +61,7 @@ def assert_same(layer, loop, pairs, x, rng, initial_state=None, **kwargs):
     """Compares all outputs and gradients, with random weights.
 
     Args:
-        pairs: Function of no argument. Returns pairs of layers: one of `layer`, and in a list those of `loop`
+        pairs: Function of no argument. Returns pairs of layers: one of `layer`, and a list of `loop`'s
             whose weights it holds stacked.
     """
     given = {} if initial_state is None else {"initial_state": initial_state}

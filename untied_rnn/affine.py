@@ -14,7 +14,7 @@ def affine(inputs: Tensor, kernel: Tensor, bias: Tensor | None, sharing: Sharing
 
     Args:
         inputs: `x`, `(timesteps, batch, input_dim)`.
-        kernel: `W`, `(sets, input_dim, units)`, which may be of another dtype than the inputs.
+        kernel: `W`, `(sets, input_dim, units)`, of any floating dtype.
         bias: `b`, `(sets, units)` or `None`.
         sharing: Which set a timestep uses.
 

@@ -65,8 +65,8 @@ class UntiedLayer(keras.Layer):
         """Stores what a subclass received.
 
         Args:
-            received: `locals()` at the start of the constructor: its arguments, all that are said above among
-                them, and as `kwargs` those of `keras.Layer`.
+            received: `locals()` at the start of the constructor: all of its arguments, and in `kwargs` the
+                arguments of `keras.Layer`.
         """
         received = {name: value for name, value in received.items() if name not in ("self", "__class__")}
         super().__init__(**received.pop("kwargs", {}))
@@ -141,7 +141,7 @@ class UntiedLayer(keras.Layer):
     def stacks(self, length: Any) -> dict[str, Tensor]:
         """The stacked weights by name, as `sharing` numbers their sets, for sequences of that length.
 
-        In their own dtype, for the gradients of timesteps are added up in that of the weights.
+        In the dtype of the variables, in which gradients of shared weights are added up.
         """
         # `cast` reads the variable; `convert_to_tensor` would hand TensorFlow the variable itself.
         stacks = {}

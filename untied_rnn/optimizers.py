@@ -15,7 +15,7 @@ Tensor = Any
 
 
 def _layout_of_one(variable: keras.Variable) -> keras.distribution.TensorLayout | None:
-    """The layout over devices of one weight set of a stack: that of the stack, but for its first axis."""
+    """The layout over devices of one weight set: the layout of the stack without its first axis."""
     distribution = keras.distribution.distribution()
     if distribution is None:
         return None
@@ -25,13 +25,13 @@ def _layout_of_one(variable: keras.Variable) -> keras.distribution.TensorLayout 
 
 
 class _Stack:
-    """A stacked variable, and the variables as which an optimizer sees its weight sets."""
+    """A stacked variable, and a variable for each of its weight sets, which the optimizer sees."""
 
     def __init__(self, variable: keras.Variable):
         self.variable = variable
         one, layout = variable.shape[1:], _layout_of_one(variable)
         *parents, scope, name = variable.path.split("/")
-        # Their path is that of the stack, for rules of optimizers that look at paths.
+        # They have the path of the stack, for rules of optimizers that look at paths.
         with keras.name_scope(scope, override_parent="/".join(parents)):
             self.sets = [
                 keras.Variable("zeros", one, variable.dtype, name=name, layout=layout)
@@ -61,11 +61,11 @@ class PerTimestep(keras.optimizers.Optimizer):
     ```
 
     Timesteps that share a weight set are one variable. Variables other than such stacks are handed on as they
-    are. Learning rate, iterations and loss scale are those of the wrapped optimizer.
+    are. The wrapped optimizer keeps learning rate, iterations and loss scale.
 
     Args:
         optimizer: A `keras.optimizers.Optimizer`, its name or its config. Its rules that look at the names or
-            paths of variables see those of the stack. It must not be used elsewhere.
+            paths of variables see the name and path of the stack. It must not be used elsewhere.
         name: String, the name of this optimizer.
 
     Raises:

@@ -65,7 +65,7 @@ def affine_recurrence(
         gates: The rest of a timestep.
         inputs: `x`, `(timesteps, batch, input_dim)`.
         states: Initial states, `(batch, units)`.
-        weights: Stacks of weight sets, which may be of another dtype than the inputs: `kernel`, W,
+        weights: Stacks of weight sets, of any floating dtype: `kernel`, W,
             `(sets, input_dim, parts * units)`; `recurrent_kernel`, U, `(sets, units, parts * units)`;
             perhaps `bias`: b, `(sets, parts * units)`, or b and c, `(sets, 2, parts * units)`.
         index: See `untied_rnn.scan.Stack`.

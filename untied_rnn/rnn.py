@@ -172,7 +172,7 @@ class BaseUntiedRNN(DialLayer):
         return [(size,) for size in keras.tree.flatten(self.state_size)]
 
     def step_output_shape(self, prefix: Shape) -> Any:
-        """The shape of the output, which has these axes before those of a sample at a timestep."""
+        """The shape of the output: the axes in `prefix`, then the axes of one sample at one timestep."""
         return (*prefix, self.output_size)
 
     @property

@@ -55,8 +55,8 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             names, of which the tuner chooses one; or a function `(units, **arguments)` that returns a new
             layer, such as `lambda units, **arguments: UntiedRNN(keras.layers.LSTMCell(units), **arguments)`.
             Its arguments are `name`, `return_sequences` (`False` for the last layer alone),
-            `layer_arguments`, and those of `block_size`, `period`, `dropout`, `recurrent_dropout` and
-            `recurrent_initializer` that are given. If the last layer returns all timesteps, as
+            `layer_arguments`, and `block_size`, `period`, `dropout`, `recurrent_dropout` and
+            `recurrent_initializer` where they are given. If the last layer returns all timesteps, as
             `UntiedDense` does, the head takes all of them, flattened.
         num_layers: Number of untied layers.
         block_size: Number of successive timesteps that share weights; 1 is untied, `timesteps` is tied. If
