@@ -1,7 +1,6 @@
 """The NumPy loops of the library's self-test, and their derivatives to every element."""
 
 import numpy as np
-
 from untied_rnn.reference import (
     dense,
     gru_step,

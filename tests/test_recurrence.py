@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
-
-from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, recurrence
 from untied_rnn.recurrence import affine_recurrence
 from untied_rnn.sharing import periodic
+
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, recurrence
 
 T, B, INPUT_DIM, U = 4, 2, 5, 3
 LAYERS = {

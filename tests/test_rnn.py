@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from autodiff import to_numpy
 from conftest import BACKEND
+from untied_rnn.rnn import BaseUntiedRNN, Run
 
 from untied_rnn import UntiedSimpleRNN
-from untied_rnn.rnn import BaseUntiedRNN, Run
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
-
 from untied_rnn.scan import scan
 
 FORMS = [False, True, 1, 2, 3, 7]

@@ -1,14 +1,14 @@
 """Keras layers with separate weights for every timestep."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
-from untied_rnn.cell_rnn import UntiedRNN
-from untied_rnn.dense import UntiedDense
-from untied_rnn.gru import UntiedGRU
-from untied_rnn.lstm import UntiedLSTM
+from untied_rnn._layers.dense import UntiedDense
+from untied_rnn._layers.gru import UntiedGRU
+from untied_rnn._layers.lstm import UntiedLSTM
+from untied_rnn._layers.rnn import UntiedRNN
+from untied_rnn._layers.simple_rnn import UntiedSimpleRNN
 from untied_rnn.optimizers import PerTimestep
 from untied_rnn.regularizers import TimeSmoothness
-from untied_rnn.simple_rnn import UntiedSimpleRNN
 
 __all__ = [
     "PerTimestep",
@@ -19,4 +19,4 @@ __all__ = [
     "UntiedRNN",
     "UntiedSimpleRNN",
 ]
-__version__ = version("untied-rnn")
+__version__ = _version("untied-rnn")

@@ -8,10 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from untied_rnn import arguments
-from untied_rnn.arguments import KerasObject
-
-Tensor = Any
+from untied_rnn import _arguments
+from untied_rnn._arguments import KerasObject
+from untied_rnn._types import Tensor
 
 
 def _layout_of_one(variable: keras.Variable) -> keras.distribution.TensorLayout | None:
@@ -95,7 +94,7 @@ class PerTimestep(keras.optimizers.Optimizer):
 
     def __init__(self, optimizer: KerasObject, name: str | None = None):
         super().__init__(learning_rate=0.0, name=name)
-        self.optimizer = arguments.check("optimizer", optimizer)
+        self.optimizer = _arguments.check("optimizer", optimizer)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
                 "Expected the loss scaling outside, as LossScaleOptimizer(PerTimestep(optimizer)). "

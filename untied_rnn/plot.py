@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from untied_rnn.layer import UntiedLayer
-from untied_rnn.rnn import BaseUntiedRNN
+from untied_rnn._layers.layer import UntiedLayer
+from untied_rnn._layers.recurrent import RecurrentLayer
+from untied_rnn._weights.moves import like
 
 try:
     from matplotlib.axes import Axes
@@ -123,7 +124,7 @@ def neighbour_distances(layer: UntiedLayer) -> Figure:
     return figure
 
 
-def state_trajectories(layer: BaseUntiedRNN, sequences: Any) -> Figure:
+def state_trajectories(layer: RecurrentLayer, sequences: Any) -> Figure:
     """Draws each sequence's hidden-state trajectory in its first two principal components.
 
     ```
@@ -142,7 +143,7 @@ def state_trajectories(layer: BaseUntiedRNN, sequences: Any) -> Figure:
         TypeError, ValueError: If `layer` is no recurrent untied layer, or not built, or its states have
             one component only.
     """
-    if not isinstance(layer, BaseUntiedRNN):
+    if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"Expected an untied recurrent layer. Received: {layer!r}")
     states = _states(layer, sequences)
     if states.shape[-1] < 2:
@@ -201,12 +202,13 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any]) -> Figure:
             f"Expected a gradient for each of `layer.trainable_variables`, of shapes {expected}. "
             f"Received: shapes {[array.shape for array in arrays]}"
         )
-    trained, index = layer._order[: layer._trained], layer.set_of(_timesteps(layer))
+    stacks = {id(stack.variables[0]): stack for stack in layer.stacks}
     figure, axes = _axes("norm of the gradient")
     for variable, array in zip(layer.trainable_variables, arrays, strict=True):
-        norms = np.full(layer.sharing.sets, np.nan)  # frozen ones have no gradient
-        norms[trained] = _norms(array)
-        axes.plot(norms[index], ".-", label=variable.name)
+        stack = stacks[id(variable)]
+        norms = np.full(stack.sharing.sets, np.nan)  # frozen ones have no gradient
+        norms[stack.trained_sets] = _norms(array)
+        axes.plot(norms[stack.sharing.index(_timesteps(layer))], ".-", label=variable.name)
     axes.set_yscale("log")
     axes.legend()
     return figure
@@ -217,8 +219,8 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any]) -> Figure:
 
 def _along_time(layer: UntiedLayer) -> dict[str, np.ndarray]:
     _check(layer)
-    index = layer.set_of(_timesteps(layer))
-    return {name: stack[index].astype("float64") for name, stack in layer._arrays().items()}
+    weights = layer.stacks.along_time(_timesteps(layer))
+    return {name: stack.astype("float64") for name, stack in weights.items()}
 
 
 def _timesteps(layer: UntiedLayer) -> np.ndarray:
@@ -228,19 +230,19 @@ def _timesteps(layer: UntiedLayer) -> np.ndarray:
 def _check(layer: UntiedLayer) -> None:
     if not isinstance(layer, UntiedLayer):
         raise TypeError(f"Expected an untied layer. Received: {layer!r}")
-    if not layer.built:
-        raise ValueError(f"Expected a built layer. Received: {layer!r}, which has no weights yet.")
+    layer.check_built()
 
 
-def _states(layer: BaseUntiedRNN, sequences: Any) -> np.ndarray:
+def _states(layer: RecurrentLayer, sequences: Any) -> np.ndarray:
     """The state after each timestep, from a layer like this one that returns them."""
     _check(layer)
-    arguments = layer._arguments_of(layer) | {"return_sequences": True, "return_state": False}
-    like = type(layer)(**{k: v for k, v in arguments.items() if not k.startswith("output_")})
-    like._build_like(layer)
-    # Without output matrices, which come last.
-    like._assign(dict(zip(like._arrays(), layer._arrays().values(), strict=False)))
-    return ops.convert_to_numpy(like(sequences)).astype("float64")
+    without_outputs = {name: None for name in ("output_units",) if hasattr(layer, name)}
+    returning = like(layer, type(layer), return_sequences=True, return_state=False, **without_outputs)
+    # By position, for the layers within a copy of a cell may have names with other numbers. Output matrices,
+    # which come last, are left out.
+    for stack, other in zip(returning.stacks, layer.stacks, strict=False):
+        stack.assign(other.array())
+    return ops.convert_to_numpy(returning(sequences)).astype("float64")
 
 
 def _norms(stack: np.ndarray) -> np.ndarray:

@@ -5,9 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from untied_rnn import arguments
-
-Tensor = Any
+from untied_rnn import _arguments
+from untied_rnn._types import Tensor
 
 
 def in_single_precision(stack: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ class TimeSmoothness(keras.regularizers.Regularizer):
     def __init__(self, l1: float | None = None, l2: float | None = None):
         if l1 is None and l2 is None:
             raise ValueError("Expected `l1`, `l2` or both. Received neither, which would penalise nothing")
-        self.l1, self.l2 = arguments.check("l1", l1 or 0.0), arguments.check("l2", l2 or 0.0)
+        self.l1, self.l2 = _arguments.check("l1", l1 or 0.0), _arguments.check("l2", l2 or 0.0)
 
     def __call__(self, stack: Tensor) -> Tensor:
         # A tied layer hands over its weight, whose first axis is the features.

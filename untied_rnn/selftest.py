@@ -17,7 +17,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, reference
+from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+from untied_rnn import _reference as reference
 
 Array = np.ndarray
 Arrays = dict[str, Array]

@@ -10,11 +10,8 @@ import keras
 import keras_tuner
 import numpy as np
 
-from untied_rnn import arguments
-from untied_rnn.gru import UntiedGRU
-from untied_rnn.layer import DIAL
-from untied_rnn.lstm import UntiedLSTM
-from untied_rnn.simple_rnn import UntiedSimpleRNN
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, _arguments
+from untied_rnn._weights.sharing import SHARING_ARGUMENTS
 
 _LAYERS: dict[str, Callable[..., keras.Layer]] = {
     cls.__name__: cls for cls in (UntiedSimpleRNN, UntiedLSTM, UntiedGRU)
@@ -132,12 +129,12 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
                 "Expected one of `num_classes` and `output_dim`. "
                 f"Received: num_classes={num_classes}, output_dim={output_dim}"
             )
-        self.timesteps = arguments.positive_integer("timesteps", timesteps)
-        self.input_dim = arguments.positive_integer("input_dim", input_dim)
+        self.timesteps = _arguments.positive_integer("timesteps", timesteps)
+        self.input_dim = _arguments.positive_integer("input_dim", input_dim)
         self.is_classifier = output_dim is None
         name, outputs = ("num_classes", num_classes) if self.is_classifier else ("output_dim", output_dim)
-        self.outputs = arguments.positive_integer(name, outputs)
-        self.seed = arguments.check("seed", seed)
+        self.outputs = _arguments.positive_integer(name, outputs)
+        self.seed = _arguments.check("seed", seed)
         self.layer_arguments = layer_arguments
         names = _names(layer)
         of_layers = {
@@ -161,7 +158,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         for name, values in self.ranges.items():
             if name != "layer":
                 for value in _extremes(name, values):
-                    arguments.check(name, value)
+                    _arguments.check(name, value)
         first = self._chosen(keras_tuner.HyperParameters())  # with keras-tuner's own checks
         kinds: Sequence[Any] = names or [layer]
         for kind in kinds:
@@ -309,7 +306,7 @@ def _extremes(name: str, values: Any) -> Iterable[Any]:
         return (values,)
     if not values:
         raise ValueError(f"Expected at least one value of `{name}`. Received: {name}={values!r}")
-    if name in DIAL and None in values:
+    if name in SHARING_ARGUMENTS and None in values:
         raise TypeError(
             "Expected positive integers: a `block_size` of 1 or a `period` of `timesteps` is untied. "
             f"Received: {name}={values!r}"

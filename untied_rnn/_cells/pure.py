@@ -8,8 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-Tensor = Any
-Nested = Any
+from untied_rnn._types import Nested, Tensor
 
 
 class PureCell:

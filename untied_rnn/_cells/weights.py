@@ -9,11 +9,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from untied_rnn import cells
-from untied_rnn.draws import StackInitializer, initializer_at, is_drawn_in_one_pass, is_elementwise
-from untied_rnn.lstm import UnitForgetBias
+from untied_rnn._cells import pure as cells
+from untied_rnn._types import Initializer, Tensor
+from untied_rnn._weights.draws import (
+    StackInitializer,
+    UnitForgetBias,
+    initializer_at,
+    is_drawn_in_one_pass,
+    is_elementwise,
+)
 
-Tensor = Any
 _ADD_WEIGHT = inspect.signature(keras.Layer.add_weight)
 
 
@@ -50,7 +55,7 @@ class CellWeights:
         for weight in self.created:
             del weight.assign
 
-    def initializer(self, i: int) -> Callable[..., Tensor]:
+    def initializer(self, i: int) -> Initializer:
         """What the `i`-th weight is drawn from."""
         initializer = self.initializers.get(id(self.template.weights[i]))
         if initializer is None:

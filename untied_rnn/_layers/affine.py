@@ -1,18 +1,18 @@
 """The base of layers whose timestep is two affine maps and a function of them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from untied_rnn.compilation import WrittenOut
-from untied_rnn.layer import Tensor
-from untied_rnn.recurrence import Gates, affine_recurrence
-from untied_rnn.rnn import BaseUntiedRNN, Run
+from untied_rnn._layers.recurrent import RecurrentLayer, Sequences
+from untied_rnn._loops.compilation import WrittenOut
+from untied_rnn._loops.gates import Gates
+from untied_rnn._loops.recurrence import affine_recurrence
+from untied_rnn._types import Constraint, Initializer, Regularizer, Tensor
 
 
-class AffineRNN(BaseUntiedRNN):
+class AffineRNN(RecurrentLayer):
     """Base class of `UntiedSimpleRNN`, `UntiedLSTM` and `UntiedGRU`.
 
     A subclass sets `self.gates`, what it does with `x_t W_t + b_t` and `h_{t-1} U_t`, and `state_size`.
@@ -48,15 +48,15 @@ class AffineRNN(BaseUntiedRNN):
 
     units: int
     use_bias: bool
-    kernel_initializer: Callable[..., Tensor]
-    recurrent_initializer: Callable[..., Tensor]
-    bias_initializer: Callable[..., Tensor]
-    kernel_regularizer: Callable[[Tensor], Tensor] | None
-    recurrent_regularizer: Callable[[Tensor], Tensor] | None
-    bias_regularizer: Callable[[Tensor], Tensor] | None
-    kernel_constraint: Callable[[Tensor], Tensor] | None
-    recurrent_constraint: Callable[[Tensor], Tensor] | None
-    bias_constraint: Callable[[Tensor], Tensor] | None
+    kernel_initializer: Initializer
+    recurrent_initializer: Initializer
+    bias_initializer: Initializer
+    kernel_regularizer: Regularizer | None
+    recurrent_regularizer: Regularizer | None
+    bias_regularizer: Regularizer | None
+    kernel_constraint: Constraint | None
+    recurrent_constraint: Constraint | None
+    bias_constraint: Constraint | None
     dropout: float
     recurrent_dropout: float
     seed: int | None
@@ -71,22 +71,15 @@ class AffineRNN(BaseUntiedRNN):
     def bias_shape(self) -> tuple[int, ...]:
         return (self.gates.parts * self.units,)
 
-    def add_weight_of(self, role: str, name: str, shape: tuple[int, ...]) -> keras.Variable:
-        """Adds the weight `name` with the initializer, regularizer and constraint of its role."""
-        options = (getattr(self, f"{role}_{kind}") for kind in ("regularizer", "constraint"))
-        return self.add_timestep_weight(name, shape, self.initializer_of(role), *options)
-
-    def initializer_of(self, role: str) -> Callable[..., Tensor]:
-        return getattr(self, f"{role}_initializer")
-
     def build_weights(self, step_shape: tuple[int, ...]) -> None:
         (input_dim,) = step_shape
         features = self.gates.parts * self.units
-        self.kernel = self.add_weight_of("kernel", "kernel", (input_dim, features))
-        self.recurrent_kernel = self.add_weight_of("recurrent", "recurrent_kernel", (self.units, features))
-        self.bias = self.add_weight_of("bias", "bias", self.bias_shape) if self.use_bias else None
+        add, options_of = self.add_timestep_weight, self.options_of
+        self.kernel = add("kernel", (input_dim, features), *options_of("kernel"))
+        self.recurrent_kernel = add("recurrent_kernel", (self.units, features), *options_of("recurrent"))
+        self.bias = add("bias", self.bias_shape, *options_of("bias")) if self.use_bias else None
 
-    def noise(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Tensor]:
+    def random_tensors(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Tensor]:
         # As in Keras: with recurrent dropout each part of a projection has masks of its own.
         parts = self.gates.parts if self.recurrent_dropout else 1
 
@@ -96,30 +89,29 @@ class AffineRNN(BaseUntiedRNN):
                 [keras.random.dropout(ones, rate, seed=self.seed_generator) for _ in range(parts)]
             )
 
-        noise = {}
+        masks = {}
         if training and self.dropout:
-            noise["input_dropout"] = keep(sequences[:, 0], self.dropout)
+            masks["input_dropout"] = keep(sequences[:, 0], self.dropout)
         if training and self.recurrent_dropout:
-            noise["state_dropout"] = keep(states[0], self.recurrent_dropout)
-        return noise
+            masks["state_dropout"] = keep(states[0], self.recurrent_dropout)
+        return masks
 
-    def recurrence(self, run: Run) -> tuple[Tensor, list[Tensor]]:
+    def recurrence(self, sequences: Sequences) -> tuple[Tensor, list[Tensor]]:
         return affine_recurrence(
             self.gates,
-            run.inputs,
-            run.states,
-            run.weights,
-            index=self.index,
-            mask=run.mask,
+            sequences.inputs,
+            sequences.states,
+            sequences.weights,
+            mask=sequences.mask,
             # Masked outputs repeat earlier ones, so that all are needed to know the last.
-            return_sequences=self.return_sequences or run.mask is not None,
-            unroll=run.unroll,
-            **run.noise,
+            return_sequences=self.return_sequences or sequences.mask is not None,
+            unroll=sequences.unroll,
+            **sequences.random,
         )
 
     @classmethod
-    def _arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
-        config = super()._arguments_of(layer)
+    def arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
+        config = super().arguments_of(layer)
         if isinstance(layer, cls.tied_class):
             config["seed"] = layer.cell.seed  # which Keras itself forgets
             if not config["unroll"]:  # the default there: nothing was asked for

@@ -1,19 +1,19 @@
 """`UntiedDense`: a Dense layer with weights per timestep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Unpack
 
 import keras
 from keras import ops
 
-from untied_rnn.affine import affine
-from untied_rnn.arguments import KerasObject, LayerArguments
-from untied_rnn.dial import DialLayer
-from untied_rnn.layer import Shape, Tensor
+from untied_rnn._arguments import KerasObject, LayerArguments
+from untied_rnn._layers.layer import UntiedLayer
+from untied_rnn._loops.batched import affine
+from untied_rnn._types import Activation, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="untied_rnn")
-class UntiedDense(DialLayer):
+class UntiedDense(UntiedLayer):
     r"""A Dense layer whose weights are separate for every timestep, as one batched product.
 
     ```
@@ -76,7 +76,7 @@ class UntiedDense(DialLayer):
     tied_class = keras.layers.Dense
 
     units: int
-    activation: Callable[[Tensor], Tensor]
+    activation: Activation
     use_bias: bool
 
     def __init__(
@@ -106,19 +106,15 @@ class UntiedDense(DialLayer):
 
     def build_weights(self, step_shape: tuple[int, ...]) -> None:
         (input_dim,) = step_shape
-
-        def add(name: str, shape: tuple[int, ...]) -> keras.Variable:
-            options = (getattr(self, f"{name}_{k}") for k in ("initializer", "regularizer", "constraint"))
-            return self.add_timestep_weight(name, shape, *options)
-
-        self.kernel = add("kernel", (input_dim, self.units))
-        self.bias = add("bias", (self.units,)) if self.use_bias else None
+        add, options_of = self.add_timestep_weight, self.options_of
+        self.kernel = add("kernel", (input_dim, self.units), *options_of("kernel"))
+        self.bias = add("bias", (self.units,), *options_of("bias")) if self.use_bias else None
 
     def call(self, inputs: Tensor) -> Tensor:
         self.checked_shape(inputs.shape)
-        stacks = self.stacks(ops.shape(inputs)[1])
+        weights = self.stacks.values(ops.shape(inputs)[1])
         x = ops.transpose(inputs, (1, 0, 2))
-        outputs = affine(x, stacks["kernel"], stacks.get("bias"), self.sharing)
+        outputs = affine(x, weights["kernel"], weights.get("bias"), self.stacks["kernel"].stored)
         return self.activation(ops.transpose(outputs, (1, 0, 2)))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

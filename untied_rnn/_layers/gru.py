@@ -6,11 +6,11 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-from untied_rnn.affine_rnn import AffineRNN
-from untied_rnn.arguments import KerasObject, LayerArguments
-from untied_rnn.layer import Tensor
-from untied_rnn.recurrence import Activation, Gates, project
-from untied_rnn.slopes import is_known, slope
+from untied_rnn._arguments import KerasObject, LayerArguments
+from untied_rnn._layers.affine import AffineRNN
+from untied_rnn._loops.gates import Gates, project
+from untied_rnn._loops.slopes import is_known, slope
+from untied_rnn._types import Activation, Tensor, Tensors
 
 
 class _GRUGates(Gates):
@@ -18,7 +18,7 @@ class _GRUGates(Gates):
 
     parts = 3
     only_sum = False
-    saved = 4
+    residuals = 4
 
     def __init__(self, activation: Activation, recurrent_activation: Activation, reset_after: bool):
         self.activation, self.recurrent_activation = activation, recurrent_activation
@@ -26,25 +26,25 @@ class _GRUGates(Gates):
         # With `reset_after=False` a product stands between the two, and the gradient is plain autodiff.
         self.has_backward = reset_after and is_known(activation, recurrent_activation)
 
-    def project_state(self, p: Tensor, h: Tensor, kernel: Tensor, drop: Tensor | None) -> Tensor:
+    def project_state(self, p: Tensor, h: Tensor, kernel: Tensor, dropout_mask: Tensor | None) -> Tensor:
         if self.reset_after:
-            return super().project_state(p, h, kernel, drop)
+            return super().project_state(p, h, kernel, dropout_mask)
         units = h.shape[-1]
-        gates, candidate = (None, None) if drop is None else (drop[:2], drop[2:])
+        gates, candidate = (None, None) if dropout_mask is None else (dropout_mask[:2], dropout_mask[2:])
         q = project(h, kernel[:, : 2 * units], gates)
         r = self.recurrent_activation(p[:, units : 2 * units] + q[:, units:])
         return ops.concatenate([q, project(r * h, kernel[:, 2 * units :], candidate)], axis=-1)
 
-    def forward(self, p: Tensor, q: Tensor, before: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, p: Tensor, q: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
         (p_z, p_r, p_g), (q_z, q_r, q_g) = ops.split(p, 3, axis=-1), ops.split(q, 3, axis=-1)
         z, r = self.recurrent_activation(p_z + q_z), self.recurrent_activation(p_r + q_r)
         g = self.activation(p_g + (r * q_g if self.reset_after else q_g))
         return [z * before[0] + (1 - z) * g], [z, r, g, q_g]
 
     def backward(
-        self, d_after: list[Tensor], saved: list[Tensor], before: list[Tensor], after: list[Tensor]
+        self, d_after: Tensors, residuals: Tensors, before: Tensors, after: Tensors
     ) -> tuple[Tensor, Tensor, list[Any]]:
-        (d_h,), (z, r, g, q_g) = d_after, saved
+        (d_h,), (z, r, g, q_g) = d_after, residuals
         d_g = d_h * (1 - z) * slope(self.activation, g)
         d_z = d_h * (before[0] - g) * slope(self.recurrent_activation, z)
         d_r = d_g * q_g * slope(self.recurrent_activation, r)

@@ -1,18 +1,17 @@
 """`UntiedLSTM`: its weights and its step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import keras
-import numpy as np
 from keras import ops
 
-from untied_rnn.affine_rnn import AffineRNN
-from untied_rnn.arguments import KerasObject, LayerArguments
-from untied_rnn.draws import StackInitializer, draw
-from untied_rnn.layer import Tensor
-from untied_rnn.recurrence import Activation, Gates
-from untied_rnn.slopes import is_known, slope
+from untied_rnn._arguments import KerasObject, LayerArguments
+from untied_rnn._layers.affine import AffineRNN
+from untied_rnn._loops.gates import Gates
+from untied_rnn._loops.slopes import is_known, slope
+from untied_rnn._types import Activation, Constraint, Initializer, Regularizer, Tensor, Tensors
+from untied_rnn._weights.draws import UnitForgetBias
 
 
 class _LSTMGates(Gates):
@@ -20,13 +19,13 @@ class _LSTMGates(Gates):
 
     parts = 4
     only_sum = True
-    saved = 5
+    residuals = 5
 
     def __init__(self, activation: Activation, recurrent_activation: Activation):
         self.activation, self.recurrent_activation = activation, recurrent_activation
         self.has_backward = is_known(activation, recurrent_activation)
 
-    def forward(self, p: Tensor, q: Tensor, before: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, p: Tensor, q: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
         i, f, g, o = ops.split(p + q, 4, axis=-1)
         i, f, o = (self.recurrent_activation(gate) for gate in (i, f, o))
         g = self.activation(g)
@@ -35,9 +34,9 @@ class _LSTMGates(Gates):
         return [o * activated, c], [i, f, g, o, activated]
 
     def backward(
-        self, d_after: list[Tensor], saved: list[Tensor], before: list[Tensor], after: list[Tensor]
+        self, d_after: Tensors, residuals: Tensors, before: Tensors, after: Tensors
     ) -> tuple[Tensor, Tensor, list[Any]]:
-        (d_h, d_c), (i, f, g, o, activated) = d_after, saved
+        (d_h, d_c), (i, f, g, o, activated) = d_after, residuals
         d_c = d_c + d_h * o * slope(self.activation, activated)
         d_i, d_f, d_g, d_o = d_c * g, d_c * before[1], d_c * i, d_h * activated
         d_i, d_f, d_o = (
@@ -45,17 +44,6 @@ class _LSTMGates(Gates):
         )
         delta = ops.concatenate([d_i, d_f, d_g * slope(self.activation, g), d_o], axis=-1)
         return delta, delta, [0, d_c * f]
-
-
-class UnitForgetBias(StackInitializer):
-    """An initializer, but ones for the forget gate, so that a cell remembers from the start."""
-
-    def __init__(self, initializer: Callable[..., Tensor]):
-        self.initializer = initializer
-
-    def draw(self, sets: np.ndarray, total: int, shape: tuple[int, ...], dtype: str | None) -> Tensor:
-        i, f, g, o = ops.split(draw(self.initializer, sets, total, shape, dtype), 4, axis=-1)
-        return ops.concatenate([i, ops.ones_like(f), g, o], axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="untied_rnn")
@@ -94,8 +82,7 @@ class UntiedLSTM(AffineRNN):
     Example:
 
     ```python
-    import numpy as np
-    from untied_rnn import UntiedLSTM
+        from untied_rnn import UntiedLSTM
 
     rows = np.random.random((32, 28, 28)).astype("float32")
     output, h, c = UntiedLSTM(50, return_state=True)(rows)
@@ -155,6 +142,8 @@ class UntiedLSTM(AffineRNN):
         self.gates = _LSTMGates(self.activation, self.recurrent_activation)
         self.state_size = [self.units, self.units]
 
-    def initializer_of(self, role: str) -> Callable[..., Tensor]:
-        initializer = super().initializer_of(role)
-        return UnitForgetBias(initializer) if role == "bias" and self.unit_forget_bias else initializer
+    def options_of(self, role: str) -> tuple[Initializer, Regularizer | None, Constraint | None]:
+        initializer, regularizer, constraint = super().options_of(role)
+        if role == "bias" and self.unit_forget_bias:
+            initializer = UnitForgetBias(initializer)
+        return initializer, regularizer, constraint

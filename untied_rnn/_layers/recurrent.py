@@ -7,34 +7,51 @@ from typing import Any, ClassVar, NamedTuple
 import keras
 from keras import ops
 
-from untied_rnn.compilation import Program, WrittenOut, fastest_form
-from untied_rnn.dial import DialLayer
-from untied_rnn.layer import Shape, Tensor
-from untied_rnn.recurrence import hold, in_rank_of
-from untied_rnn.scan import Index
+from untied_rnn._layers.layer import UntiedLayer
+from untied_rnn._loops.compilation import Program, WrittenOut, fastest_form
+from untied_rnn._loops.recurrence import hold, in_rank_of
+from untied_rnn._loops.scan import Stack
+from untied_rnn._types import Nested, Shape, Tensor
 
 
-class Run(NamedTuple):
-    """What a recurrence runs on.
+class Sequences(NamedTuple):
+    """What a recurrence processes.
 
     Attributes:
         inputs: `(timesteps, batch, input_dim)`, in the order of processing.
         states: Initial states, `(batch, size)`, in a flat list.
         mask: Boolean, `(timesteps, batch, 1)`, or `None`. A masked step keeps the states.
-        weights: Stacked weights by name, `(sets, ...)`; the layer's `sharing` says which set a timestep uses.
-        noise: What the layer's `noise` returned.
-        unroll: See `untied_rnn.scan.scan`.
+        weights: The weights by name.
+        random: What the layer's `random_tensors` returned.
+        unroll: See `scan`.
     """
 
     inputs: Tensor
     states: list[Tensor]
     mask: Tensor | None
-    weights: dict[str, Tensor]
-    noise: dict[str, Any]
+    weights: dict[str, Stack]
+    random: dict[str, Any]
     unroll: bool | int
 
 
-class BaseUntiedRNN(DialLayer):
+class Options(NamedTuple):
+    """What a call is compiled for, beside the shapes of tensors.
+
+    Attributes:
+        return_sequences, go_backwards, zero_output_for_mask: The layer's.
+        unroll: See `scan`.
+        length: The number of timesteps if they are written out, so that TensorFlow makes a program of its own
+            for each length: one for all lengths cannot be written out.
+    """
+
+    return_sequences: bool
+    go_backwards: bool
+    zero_output_for_mask: bool
+    unroll: bool | int
+    length: int | None
+
+
+class RecurrentLayer(UntiedLayer):
     """Base class of recurrent layers with separate weights for every timestep.
 
     It owns what all of them share: masks, states, direction, output forms, compilation and configuration. A
@@ -42,7 +59,7 @@ class BaseUntiedRNN(DialLayer):
     and supplies
 
     - `build_weights(step_shape)`, which calls `self.add_timestep_weight` for each of its weights, and
-    - `recurrence(run)`, a pure function of time-major tensors.
+    - `recurrence(sequences)`, a pure function of time-major tensors.
 
     Args:
         return_sequences: Whether to return the outputs of all timesteps or the last one.
@@ -95,12 +112,12 @@ class BaseUntiedRNN(DialLayer):
         # In a namespace so that Keras does not take the states for weights: another batch size would
         # then make files and `set_weights` fail.
         self._carried = SimpleNamespace(states=None)
-        self._run = Program(self._sequence, self.jit_compile)
+        self._program = Program(self._processed, self.jit_compile)
 
     # What a subclass supplies.
 
-    def recurrence(self, run: Run) -> tuple[Any, list[Tensor]]:
-        """Runs all timesteps.
+    def recurrence(self, sequences: Sequences) -> tuple[Nested, list[Tensor]]:
+        """Processes all timesteps.
 
         Returns:
             Outputs `(timesteps, batch, output_size)`, or the last of them as
@@ -108,14 +125,17 @@ class BaseUntiedRNN(DialLayer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define `recurrence`.")
 
-    def noise(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Any]:
-        """Random tensors for one call, drawn outside of what is compiled."""
+    def random_tensors(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Any]:
+        """Dropout masks and the like for one call, drawn outside of what is compiled."""
         return {}
 
-    @property
-    def index(self) -> Index | None:
-        """Which weight set a timestep uses, as `untied_rnn.scan.Stack` takes it."""
-        return None if self.sharing.separate else self.sharing.index
+    def weight_values(self, length: Any) -> dict[str, Tensor]:
+        """The values of the weights by name, for sequences of so many timesteps."""
+        return self.stacks.values(length)
+
+    def weight_stacks(self, values: dict[str, Tensor]) -> dict[str, Stack]:
+        """The weights by name, with these values."""
+        return {name: Stack(value, self.stacks[name].index) for name, value in values.items()}
 
     # Building.
 
@@ -163,7 +183,6 @@ class BaseUntiedRNN(DialLayer):
 
     def nested(self, states: list[Tensor]) -> list[Any]:
         """A flat list of states, nested as `state_size` is."""
-
         return keras.tree.pack_sequence_as(plain(self.state_size), states)
 
     @property
@@ -238,21 +257,19 @@ class BaseUntiedRNN(DialLayer):
         mask = sequences_mask if mask is None else mask
         states = self._initial_states(sequences, initial_state)
         unroll = self.unroll
-        if unroll == "auto":
-            unroll = fastest_form(length, self._run.compiler, self.few_timesteps)
-        outputs, states = self._run(
+        if isinstance(unroll, str):  # "auto"
+            unroll = fastest_form(length, self._program.compiler, self.few_timesteps)
+        outputs, states = self._program(
             sequences,
             states,
             self._time_major(mask, sequences),
-            self.stacks(ops.shape(sequences)[1]),
-            self.noise(sequences, states, bool(training)),
-            (
+            self.weight_values(ops.shape(sequences)[1]),
+            self.random_tensors(sequences, states, bool(training)),
+            Options(
                 self.return_sequences,
                 self.go_backwards,
                 self.zero_output_for_mask,
                 unroll,
-                # Among the options, so that TensorFlow makes a program of its own for each length:
-                # one for all lengths cannot be written out.
                 length if unroll is True else None,
             ),
         )
@@ -278,29 +295,30 @@ class BaseUntiedRNN(DialLayer):
             )
         return ops.transpose(ops.cast(mask, "bool"), (1, 0, 2))
 
-    def _sequence(
+    def _processed(
         self,
         sequences: Tensor,
         states: list[Tensor],
         mask: Tensor | None,
         weights: dict[str, Tensor],
-        noise: dict[str, Any],
-        options: tuple[bool, bool, bool, bool | int, int | None],
-    ) -> tuple[Any, list[Tensor]]:
+        random: dict[str, Any],
+        options: Options,
+    ) -> tuple[Nested, list[Tensor]]:
         """The layer as a pure function: batch-major in and out, all of the mathematics in between."""
-        return_sequences, go_backwards, zero_output_for_mask, unroll, _ = options
         inputs = ops.swapaxes(sequences, 0, 1)
-        if go_backwards:
+        if options.go_backwards:
             inputs = ops.flip(inputs, 0)
             mask = None if mask is None else ops.flip(mask, 0)
-        outputs, states = self.recurrence(Run(inputs, states, mask, weights, noise, unroll))
+        outputs, states = self.recurrence(
+            Sequences(inputs, states, mask, self.weight_stacks(weights), random, options.unroll)
+        )
 
         def finished(output: Tensor) -> Tensor:
-            if mask is not None and zero_output_for_mask:
+            if mask is not None and options.zero_output_for_mask:
                 output = ops.where(in_rank_of(output, mask), output, 0)
             elif mask is not None:
-                output = hold(output, mask, unroll)
-            return ops.swapaxes(output, 0, 1) if return_sequences else output[-1]
+                output = hold(output, mask, options.unroll)
+            return ops.swapaxes(output, 0, 1) if options.return_sequences else output[-1]
 
         return keras.tree.map_structure(finished, outputs), states
 

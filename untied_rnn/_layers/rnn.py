@@ -4,25 +4,48 @@ import functools
 import inspect
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import keras
 from keras import ops
 
-from untied_rnn import cells
-from untied_rnn.arguments import KerasObject, LayerArguments
-from untied_rnn.cell_weights import CellWeights
-from untied_rnn.compilation import WrittenOut
-from untied_rnn.layer import Shape, Tensor
-from untied_rnn.recurrence import along_time, in_rank_of
-from untied_rnn.rnn import BaseUntiedRNN, Run, plain
-from untied_rnn.scan import Stack, Tensors, scan
+from untied_rnn._arguments import KerasObject, LayerArguments
+from untied_rnn._cells import pure as cells
+from untied_rnn._cells.weights import CellWeights
+from untied_rnn._layers.recurrent import RecurrentLayer, Sequences, plain
+from untied_rnn._loops.compilation import WrittenOut
+from untied_rnn._loops.recurrence import along_time, in_rank_of
+from untied_rnn._loops.scan import Stack, scan
+from untied_rnn._types import Nested, Shape, Tensor, Tensors
 
 _BATCH = 2  # of the symbolic call that builds a cell
 
 
+class _Inputs(NamedTuple):
+    """What arrives at a timestep, beside the states; or at all of them.
+
+    Attributes:
+        x: Input of the cell.
+        mask: Boolean, `(batch, 1)`, or `None`: where it is `False` the states are kept.
+        seeds, constants, dropout_masks: See `PureCell`.
+    """
+
+    x: Tensor
+    mask: Tensor | None
+    seeds: Tensors
+    constants: Tensors
+    dropout_masks: Nested
+
+
+class _Weights(NamedTuple):
+    """The cell's weights, and the variables that it reads beside its own."""
+
+    own: Any
+    outer: Any
+
+
 @keras.saving.register_keras_serializable(package="untied_rnn")
-class UntiedRNN(BaseUntiedRNN):
+class UntiedRNN(RecurrentLayer):
     r"""Runs any recurrent cell with weights that are separate for every timestep.
 
     With separate weights `theta_t` of the cell for each timestep `t = 1 .. T`:
@@ -107,7 +130,7 @@ class UntiedRNN(BaseUntiedRNN):
             cell = keras.layers.StackedRNNCells(list(cell))
         if not isinstance(cell, keras.Layer) or not hasattr(cell, "state_size"):
             raise TypeError(f"`cell` must be a `keras.Layer` with `state_size`. Received: cell={cell!r}")
-        if isinstance(cell, (keras.layers.RNN, BaseUntiedRNN)):
+        if isinstance(cell, (keras.layers.RNN, RecurrentLayer)):
             raise TypeError(
                 "`cell` must be one timestep of a recurrent layer, as `keras.layers.LSTMCell` is: give the "
                 "layer's cell, or use `UntiedRNN.from_tied(layer)`. "
@@ -141,14 +164,14 @@ class UntiedRNN(BaseUntiedRNN):
         return cls(**{**config, "cell": cell})
 
     @classmethod
-    def _arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
+    def arguments_of(cls, layer: keras.Layer) -> dict[str, Any]:
         cell = cells.copy(layer.cell)
         if cell is None:
             raise TypeError(
                 "Expected a cell with `get_config`, which returns the arguments of its constructor, for the "
                 f"new layer gets a copy. Received: cell={layer.cell!r}"
             )
-        config = {**super()._arguments_of(layer), "cell": cell}
+        config = {**super().arguments_of(layer), "cell": cell}
         if not isinstance(layer, cls.tied_class):
             return config
         # A `keras.layers.LSTM` is an `RNN` as well, whose cell has its other arguments. The cell's own
@@ -174,7 +197,7 @@ class UntiedRNN(BaseUntiedRNN):
             # A weight that is made in the constructor does not stand within the cell.
             within = path[path.index(cell.name) + 1 :] if cell.name in path else path
             name = "_".join(given.get(part, part) for part in within)
-            name = f"{name}_{i}" if name in self._stacked.parts else name
+            name = f"{name}_{i}" if name in self.stacks else name
             options = (weights.initializer(i), weight.regularizer, weight.constraint, weight.trainable)
             stack = self.add_timestep_weight(name, tuple(weight.shape), *options)
             if not hasattr(self, name):
@@ -199,13 +222,18 @@ class UntiedRNN(BaseUntiedRNN):
             if is_template:
                 self._cells.outputs = outputs
 
-    def stacks(self, length: Any) -> dict[str, Tensor]:
-        """The stacked weights, and as stacks of one the variables that the cell reads beside its own."""
+    def weight_values(self, length: Any) -> dict[str, Tensor]:
+        """The weights, and as stacks of one the variables that the cell reads beside its own."""
         outer = {
             f"outer_{i}": ops.cast(ops.convert_to_tensor(variable), variable.dtype)[None]
             for i, variable in enumerate(self._cells.pure.outer)
         }
-        return {**super().stacks(length), **outer}
+        return {**super().weight_values(length), **outer}
+
+    def weight_stacks(self, values: dict[str, Tensor]) -> dict[str, Stack]:
+        own = {name: value for name, value in values.items() if name in self.stacks}
+        outer = {name: Stack(value, lambda t: t * 0) for name, value in values.items() if name not in own}
+        return {**super().weight_stacks(own), **outer}
 
     # Shapes.
 
@@ -229,46 +257,49 @@ class UntiedRNN(BaseUntiedRNN):
             return super().get_initial_state(batch_size)
         return keras.tree.flatten(self.cell.get_initial_state(batch_size=batch_size))
 
-    def noise(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Any]:
+    def random_tensors(self, sequences: Tensor, states: list[Tensor], training: bool) -> dict[str, Any]:
         pure = self._cells.pure
-        fixed = {
+        return {
+            "training": training,
             "seeds": pure.seeds(ops.shape(sequences)[1], training),
             "constants": [ops.convert_to_tensor(variable) for variable in pure.constants],
+            "dropout_masks": pure.masks(sequences[:, 0]) if training else [],
         }
-        return fixed | ({"masks": pure.masks(sequences[:, 0])} if training else {})
 
-    def recurrence(self, run: Run) -> tuple[Any, list[Tensor]]:
-        pure, seeds, constants = self._cells.pure, run.noise["seeds"], run.noise["constants"]
-        training, masks = "masks" in run.noise, run.noise.get("masks", [])
-        own = len(run.weights) - len(pure.outer)
+    def recurrence(self, sequences: Sequences) -> tuple[Nested, list[Tensor]]:
+        random, weights = sequences.random, sequences.weights
 
-        def step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
-            keep, x_t, *rest = x
-            first, second = len(seeds), len(seeds) + len(constants)
-            drops = keras.tree.pack_sequence_as(masks, rest[second:])
-            given = (w[:own], w[own:], rest[first:second], rest[:first], drops)
-            output, after = pure(x_t, self.nested(before), *given, training)
-            y, after = (
-                [ops.cast(tensor, self.compute_dtype) for tensor in keras.tree.flatten(nested)]
-                for nested in (output, after)
-            )
-            if keep is not None:
+        def step(before: Tensors, inputs: _Inputs, w: _Weights) -> tuple[Tensors, Nested]:
+            given = (w.own, w.outer, inputs.constants, inputs.seeds, inputs.dropout_masks)
+            output, after = self._cells.pure(inputs.x, self.nested(before), *given, random["training"])
+            after = [ops.cast(state, self.compute_dtype) for state in keras.tree.flatten(after)]
+            if inputs.mask is not None:
                 pairs = zip(after, before, strict=True)
-                after = [ops.where(in_rank_of(new, keep), new, old) for new, old in pairs]
-            return after, y
+                after = [ops.where(in_rank_of(new, inputs.mask), new, old) for new, old in pairs]
+            return after, keras.tree.map_structure(lambda y: ops.cast(y, self.compute_dtype), output)
 
-        repeated = (along_time(same, run.inputs) for same in [*constants, *keras.tree.flatten(masks)])
-        weights = list(run.weights.values())
-        last, outputs = scan(
+        def repeated(fixed: Nested) -> Nested:
+            return keras.tree.map_structure(lambda tensor: along_time(tensor, sequences.inputs), fixed)
+
+        outputs = keras.tree.flatten(self._cells.outputs)
+        last, ys = scan(
             step,
-            run.states,
-            [run.mask, run.inputs, *seeds, *repeated],
-            [Stack(stack, self.index) for stack in weights[:own]]
-            + [Stack(stack, lambda t: t * 0) for stack in weights[own:]],
-            unroll=run.unroll,
-            y_shapes=[(run.inputs.shape[1], *y.shape[1:]) for y in keras.tree.flatten(self._cells.outputs)],
+            sequences.states,
+            _Inputs(
+                sequences.inputs,
+                sequences.mask,
+                random["seeds"],
+                repeated(random["constants"]),
+                repeated(random["dropout_masks"]),
+            ),
+            _Weights(
+                own=[weights[stack.name] for stack in self.stacks],
+                outer=[stack for name, stack in weights.items() if name not in self.stacks],
+            ),
+            unroll=sequences.unroll,
+            y_shapes=[(sequences.inputs.shape[1], *y.shape[1:]) for y in outputs],
         )
-        return keras.tree.pack_sequence_as(self._cells.outputs, outputs), last
+        return ys, last
 
 
 def _initial_states(cell: keras.Layer) -> list[Any]:

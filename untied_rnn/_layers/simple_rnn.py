@@ -5,14 +5,14 @@ from typing import Any, Unpack
 
 import keras
 
-from untied_rnn.affine import affine
-from untied_rnn.affine_rnn import AffineRNN
-from untied_rnn.arguments import KerasObject, LayerArguments
-from untied_rnn.compilation import WrittenOut
-from untied_rnn.layer import Tensor
-from untied_rnn.recurrence import Activation, Gates
-from untied_rnn.rnn import Run
-from untied_rnn.slopes import is_known, slope
+from untied_rnn._arguments import KerasObject, LayerArguments
+from untied_rnn._layers.affine import AffineRNN
+from untied_rnn._layers.recurrent import Sequences
+from untied_rnn._loops.batched import affine
+from untied_rnn._loops.compilation import WrittenOut
+from untied_rnn._loops.gates import Gates
+from untied_rnn._loops.slopes import is_known, slope
+from untied_rnn._types import Activation, Tensor, Tensors
 
 
 class _Activation(Gates):
@@ -25,11 +25,11 @@ class _Activation(Gates):
         self.activation = activation
         self.has_backward = is_known(activation)
 
-    def forward(self, p: Tensor, q: Tensor, before: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, p: Tensor, q: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
         return [self.activation(p + q)], []
 
     def backward(
-        self, d_after: list[Tensor], saved: list[Tensor], before: list[Tensor], after: list[Tensor]
+        self, d_after: Tensors, residuals: Tensors, before: Tensors, after: Tensors
     ) -> tuple[Tensor, Tensor, list[Any]]:
         delta = d_after[0] * slope(self.activation, after[0])
         return delta, delta, [0]
@@ -150,12 +150,15 @@ class UntiedSimpleRNN(AffineRNN):
         super().build_weights(step_shape)
         if self.output_units:
             shape = (self.units, self.output_units)
-            self.output_kernel = self.add_weight_of("output", "output_kernel", shape)
-            self.output_bias = self.add_weight_of("bias", "output_bias", shape[1:]) if self.use_bias else None
+            add, options_of = self.add_timestep_weight, self.options_of
+            self.output_kernel = add("output_kernel", shape, *options_of("output"))
+            self.output_bias = add("output_bias", shape[1:], *options_of("bias")) if self.use_bias else None
 
-    def recurrence(self, run: Run) -> tuple[Tensor, list[Tensor]]:
-        sequence, states = super().recurrence(run)
+    def recurrence(self, sequences: Sequences) -> tuple[Tensor, Tensors]:
+        outputs, states = super().recurrence(sequences)
         if self.output_units is None:
-            return sequence, states
-        kernel, bias = run.weights["output_kernel"], run.weights.get("output_bias")
-        return self.output_activation(affine(sequence, kernel, bias, self.sharing)), states
+            return outputs, states
+        kernel, bias = sequences.weights["output_kernel"], sequences.weights.get("output_bias")
+        sharing = self.stacks["output_kernel"].stored
+        outputs = affine(outputs, kernel.values, bias.values if bias else None, sharing)
+        return self.output_activation(outputs), states

@@ -1,12 +1,9 @@
 """`x_t W_t + b_t` for all timesteps: one batched product, however the timesteps share their weights."""
 
-from typing import Any
-
 from keras import ops
 
-from untied_rnn.sharing import Sharing
-
-Tensor = Any
+from untied_rnn._types import Tensor
+from untied_rnn._weights.sharing import Sharing
 
 
 def affine(inputs: Tensor, kernel: Tensor, bias: Tensor | None, sharing: Sharing) -> Tensor:

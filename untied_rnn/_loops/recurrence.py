@@ -7,52 +7,76 @@ TensorFlow takes 1.1 to 1.3 times as long for that, and half as much memory agai
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from untied_rnn.custom_gradient import custom_gradient
-from untied_rnn.scan import Index, Stack, scan
+from untied_rnn._loops.custom_gradient import custom_gradient
+from untied_rnn._loops.gates import Gates, project, project_backward
+from untied_rnn._loops.nested import flat, nested_as
+from untied_rnn._loops.scan import Stack, scan
+from untied_rnn._types import Tensor, Tensors
 
-Tensor = Any
-Tensors = list[Any]
-Activation = Callable[[Tensor], Tensor]
 
+class Weights(NamedTuple):
+    """The weights of an affine recurrence: stacks of all timesteps, the tensors of one, or their gradients.
 
-class Gates:
-    """What a layer does at one timestep with its two projections, element by element.
-
-    Those are `p = x_t W_t + b_t` and `q = h_{t-1} U_t + c_t`, `(batch, parts * units)`; `h` is the first of
-    the states.
+    Attributes:
+        kernel, recurrent_kernel: W and U.
+        bias, recurrent_bias: b and c, or `None`.
     """
 
-    parts: ClassVar[int]
-    only_sum: ClassVar[bool]  # whether `p` and `q` count only as `p + q`
-    saved: ClassVar[int] = 0
-    has_backward: bool
+    kernel: Any
+    recurrent_kernel: Any
+    bias: Any = None
+    recurrent_bias: Any = None
 
-    def project_state(self, p: Tensor, h: Tensor, kernel: Tensor, drop: Tensor | None) -> Tensor:
-        """`h U`."""
-        return project(h, kernel, drop)
 
-    def forward(self, p: Tensor, q: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
-        """The states after the timestep, and `saved` tensors of their shape that `backward` needs."""
-        raise NotImplementedError
+class Inputs(NamedTuple):
+    """What arrives at a timestep, beside the states; or at all of them.
 
-    def backward(
-        self, d_after: Tensors, saved: Tensors, before: Tensors, after: Tensors
-    ) -> tuple[Tensor, Tensor, Tensors]:
-        """`dL/dp`, `dL/dq`, and `dL/dbefore` as far as it does not come through `q` (0 if not at all)."""
-        raise NotImplementedError
+    Attributes:
+        x: `(batch, input_dim)`.
+        mask: Boolean, `(batch, 1)`, or `None`: where it is `False` the states are kept.
+        input_dropout, state_dropout: Dropout masks of `x` and `h`, or `None`: `(parts, batch, ...)`, one for
+            each part of the projection, or `(1, batch, ...)` for all.
+    """
+
+    x: Tensor
+    mask: Tensor | None
+    input_dropout: Tensor | None
+    state_dropout: Tensor | None
+
+
+class Residuals(NamedTuple):
+    """What the gradient of a timestep cannot do without: the states before it, and what its gates kept."""
+
+    before: Tensors
+    gates: Tensors
+
+
+class BackwardCarry(NamedTuple):
+    """What the gradient of a timestep gets from the one after: gradients of its last states, and those."""
+
+    d_after: Tensors
+    after: Tensors
+
+
+class BackwardInputs(NamedTuple):
+    """What else the gradient of a timestep gets; `d_h` is the gradient of its output, or `None`."""
+
+    inputs: Inputs
+    d_h: Tensor | None
+    residuals: Residuals
 
 
 def affine_recurrence(
     gates: Gates,
     inputs: Tensor,
     states: Tensors,
-    weights: dict[str, Tensor],
-    index: Index | None = None,
+    weights: dict[str, Stack],
     mask: Tensor | None = None,
     input_dropout: Tensor | None = None,
     state_dropout: Tensor | None = None,
@@ -68,109 +92,159 @@ def affine_recurrence(
         weights: Stacks of weight sets, of any floating dtype: `kernel`, W,
             `(sets, input_dim, parts * units)`; `recurrent_kernel`, U, `(sets, units, parts * units)`;
             perhaps `bias`: b, `(sets, parts * units)`, or b and c, `(sets, 2, parts * units)`.
-        index: See `untied_rnn.scan.Stack`.
         mask: Boolean, `(timesteps, batch, 1)`.
-        input_dropout, state_dropout: Dropout masks of `x` and `h`, the same at all timesteps:
-            `(parts, batch, ...)`, one for each part of the projection, or `(1, batch, ...)` for all.
+        input_dropout, state_dropout: See `Inputs`; the same at all timesteps.
         return_sequences: Whether to return `h` of all timesteps or the last one.
-        unroll: See `untied_rnn.scan.scan`.
+        unroll: See `scan`.
 
     Returns:
         `h`, `(timesteps, batch, units)` with `return_sequences` and else `(1, batch, units)`, and the last
         states.
     """
-    stacks = [weights["kernel"], weights["recurrent_kernel"]]
-    bias = weights.get("bias")
-    if bias is not None:  # taken apart here, and not at every step
-        stacks += [bias] if len(bias.shape) == 2 else [bias[:, 0], bias[:, 1]]
-    # Along time as well, so that they reach the steps as all else does and are not captured by them.
-    fixed = [mask, along_time(input_dropout, inputs), along_time(state_dropout, inputs)]
-    number = len(states)
+    stacks = Weights(weights["kernel"], weights["recurrent_kernel"], *_biases(weights.get("bias")))
+    # Dropout masks along time as well, so that they reach the steps as all else does and are not captured.
+    xs = Inputs(inputs, mask, along_time(input_dropout, inputs), along_time(state_dropout, inputs))
     # Not on torch: what a custom gradient captures there is cut off from the graph, so second-order
     # gradients would be silently wrong.
     lean = unroll is not True and gates.has_backward and keras.backend.backend() != "torch"
     # One product takes less time than two, if in a loop, where XLA copies each weight before its product:
     # measured on 2 cores, 0.93 of a training step of 28 timesteps of an LSTM of 128 units.
     joint = lean and gates.only_sum and input_dropout is None and state_dropout is None
+    timestep = _Timestep(gates, joint, return_sequences)
+    if lean:
+        last, h = _with_lean_gradient(timestep, list(states), xs, stacks, unroll)
+    else:
+        shapes = [states[0].shape] * return_sequences
+        last, h = scan(timestep.forward, list(states), xs, stacks, unroll=unroll, y_shapes=shapes)
+    return h if return_sequences else last[0][None], last
 
-    def recording_step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
-        (keep, drop_input, drop_state, x), (kernel, recurrent_kernel, *biases) = x, _cast(w, before[0])
-        if joint:
-            both = ops.concatenate([x, before[0]], axis=-1)
-            p = ops.matmul(both, ops.concatenate([kernel, recurrent_kernel]))
+
+def _biases(stack: Stack | None) -> list[Stack]:
+    """b and c, taken apart once, and not at every step."""
+    if stack is None:
+        return []
+    values = stack.values
+    if len(values.shape) == 2:
+        return [stack]
+    return [Stack(values[:, 0], stack.index), Stack(values[:, 1], stack.index)]
+
+
+@dataclass(frozen=True)
+class _Timestep:
+    """One timestep, forward and backward.
+
+    Args:
+        gates: What is done with the projections.
+        joint: Whether both projections are one product.
+        return_sequences: Whether `h` is returned.
+    """
+
+    gates: Gates
+    joint: bool
+    return_sequences: bool
+
+    def forward(self, before: Tensors, inputs: Inputs, w: Weights) -> tuple[Tensors, Tensor | None]:
+        after, h, _ = self._forward(before, inputs, w)
+        return after, h
+
+    def recorded(
+        self, before: Tensors, inputs: Inputs, w: Weights
+    ) -> tuple[Tensors, tuple[Residuals, Tensor | None]]:
+        """`forward`, and what `backward` needs of it."""
+        after, h, residuals = self._forward(before, inputs, w)
+        return after, (residuals, h)
+
+    def _forward(
+        self, before: Tensors, inputs: Inputs, w: Weights
+    ) -> tuple[Tensors, Tensor | None, Residuals]:
+        x, h, w = inputs.x, before[0], _in_dtype_of(before[0], w)
+        if self.joint:
+            kernels = ops.concatenate([w.kernel, w.recurrent_kernel])
+            p, q = _plus(ops.matmul(ops.concatenate([x, h], axis=-1), kernels), w.bias), 0
         else:
-            p = project(x, kernel, drop_input)
-        p = p + biases[0] if biases else p
-        q = 0 if joint else gates.project_state(p, before[0], recurrent_kernel, drop_state)
-        q = q + biases[1] if biases[1:] else q
-        after, saved = gates.forward(p, q, before)
-        if keep is not None:
-            after = [ops.where(keep, new, old) for new, old in zip(after, before, strict=True)]
-        return after, [*before, *saved, *(after[:1] if return_sequences else [])]
+            p = _plus(project(x, w.kernel, inputs.input_dropout), w.bias)
+            q = self.gates.project_state(p, h, w.recurrent_kernel, inputs.state_dropout)
+            q = _plus(q, w.recurrent_bias)
+        after, residuals = self.gates.forward(p, q, before)
+        if inputs.mask is not None:
+            after = [ops.where(inputs.mask, new, old) for new, old in zip(after, before, strict=True)]
+        return after, after[0] if self.return_sequences else None, Residuals(before, residuals)
 
-    def step(before: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
-        after, _ = recording_step(before, x, w)
-        return after, after[:1] if return_sequences else []
-
-    def backward_step(carry: Tensors, x: Tensors, w: Tensors) -> tuple[Tensors, Tensors]:
-        """All gradients of one timestep; the states that it ended in come from the one after."""
-        d_after, after = carry[:number], carry[number:]
-        keep, drop_input, drop_state, x, arriving, *x_rest = x
-        kernel, recurrent_kernel = _cast(w[:2], d_after[0])
-        before, saved = x_rest[:number], x_rest[number:]
-        if arriving is not None:
-            d_after = [d_after[0] + arriving, *d_after[1:]]
-        d_p, d_q, d_before = gates.backward(d_after, saved, before, after)
-        if keep is not None:
-            d_p, d_q = ops.where(keep, d_p, 0), ops.where(keep, d_q, 0)
-        d_x, d_kernel = _project_backward(d_p, x, kernel, drop_input)
-        d_h, d_recurrent_kernel = _project_backward(d_q, before[0], recurrent_kernel, drop_state)
+    def backward(
+        self, carry: BackwardCarry, x: BackwardInputs, w: Weights
+    ) -> tuple[BackwardCarry, Tensor, Weights]:
+        """All gradients of one timestep: to the states before it, to its input and to its weights."""
+        (d_after, after), (before, residuals), mask = carry, x.residuals, x.inputs.mask
+        w = _in_dtype_of(d_after[0], w)
+        if x.d_h is not None:
+            d_after = [d_after[0] + x.d_h, *d_after[1:]]
+        d_p, d_q, d_before = self.gates.backward(d_after, residuals, before, after)
+        if mask is not None:
+            d_p, d_q = ops.where(mask, d_p, 0), ops.where(mask, d_q, 0)
+        d_x, d_kernel = project_backward(d_p, x.inputs.x, w.kernel, x.inputs.input_dropout)
+        d_h, d_recurrent_kernel = project_backward(d_q, before[0], w.recurrent_kernel, x.inputs.state_dropout)
         d_before = [d_before[0] + d_h, *d_before[1:]]
-        if keep is not None:
-            d_before = [ops.where(keep, new, old) for new, old in zip(d_before, d_after, strict=True)]
-        d_biases = [ops.sum(d, axis=0) for d, _ in zip((d_p, d_q), w[2:], strict=False)]
-        return [*d_before, *before], [d_x, d_kernel, d_recurrent_kernel, *d_biases]
+        if mask is not None:
+            d_before = [ops.where(mask, new, old) for new, old in zip(d_before, d_after, strict=True)]
+        d_weights = Weights(
+            d_kernel,
+            d_recurrent_kernel,
+            None if w.bias is None else ops.sum(d_p, axis=0),
+            None if w.recurrent_bias is None else ops.sum(d_q, axis=0),
+        )
+        return BackwardCarry(d_before, before), d_x, d_weights
 
-    def scanned(step: Callable, states: Tensors, inputs: Tensor, stacks: Tensors, ys: int) -> tuple:
-        xs, y_shapes = [*fixed, inputs], [states[0].shape] * ys
-        weights = [Stack(stack, index) for stack in stacks]
-        return scan(step, states, xs, weights, unroll=unroll, y_shapes=y_shapes)
+
+def _with_lean_gradient(
+    timestep: _Timestep, states: Tensors, xs: Inputs, stacks: Weights, unroll: bool | int
+) -> tuple[Tensors, Tensor | None]:
+    """The recurrence with a gradient that keeps little, and computes no product twice."""
+    state_shapes = [state.shape for state in states]
+    recorded = state_shapes + state_shapes[:1] * (timestep.gates.residuals + timestep.return_sequences)
+
+    def with_values(values: Weights) -> Weights:
+        return nested_as(stacks, map(Stack, flat(values), (stack.index for stack in flat(stacks))))
 
     @custom_gradient
-    def with_lean_gradient(*tensors: Tensor) -> tuple[Tensors, Callable]:
-        """Keeps what the gradient cannot do without; no product is computed twice."""
-        states, inputs, stacks = list(tensors[:number]), tensors[number], list(tensors[number + 1 :])
-        kept = number + gates.saved
-        last, recorded = scanned(recording_step, states, inputs, stacks, kept + return_sequences)
+    def run(*tensors: Tensor) -> tuple[Tensors, Callable]:
+        # Flat, as TensorFlow's custom gradients must be.
+        states_, x, values = nested_as((states, xs.x, stacks), tensors)
+        weights, inputs = with_values(values), xs._replace(x=x)
+        last, (residuals, h) = scan(
+            timestep.recorded, states_, inputs, weights, unroll=unroll, y_shapes=recorded
+        )
 
         def gradient(*upstream: Any) -> tuple[Tensor, ...]:
-            upstream = keras.tree.flatten(upstream)  # one list on JAX
-            arriving = upstream[number] if return_sequences else None
-            d_states, d_rest = scan(
-                backward_step,
-                [*upstream[:number], *last],
-                [*fixed, inputs, arriving, *recorded[:kept]],
-                [Stack(stack, index) for stack in stacks],
+            d_last, d_h = nested_as((last, h), keras.tree.flatten(upstream))  # which is one list on JAX
+            first, d_x, d_weights = scan(
+                timestep.backward,
+                BackwardCarry(d_last, last),
+                BackwardInputs(inputs, d_h, residuals),
+                weights,
                 reverse=True,
                 unroll=unroll,
-                y_shapes=[inputs.shape[1:]],
-                sums=len(stacks),
+                y_shapes=[x.shape[1:]],
+                sum_gradients=True,
             )
-            return *d_states[:number], *d_rest
+            return tuple(flat((first.d_after, d_x, d_weights)))
 
-        return [*last, *recorded[kept:]], gradient
+        return flat((last, h)), gradient
 
-    if lean:
-        results = with_lean_gradient(*states, inputs, *stacks)
-        last, ys = list(results[:number]), results[number:]
-    else:
-        last, ys = scanned(step, states, inputs, stacks, int(return_sequences))
-    return ys[0] if return_sequences else last[0][None], last
+    results = run(*flat((states, xs.x, keras.tree.map_structure(_values, stacks))))
+    return nested_as((states, True if timestep.return_sequences else None), results)
 
 
-def _cast(weights: Tensors, like: Tensor) -> Tensors:
+def _plus(product: Tensor, bias: Tensor | None) -> Tensor:
+    return product if bias is None else product + bias
+
+
+def _values(stack: Stack | None) -> Tensor | None:
+    return None if stack is None else stack.values
+
+
+def _in_dtype_of(tensor: Tensor, weights: Weights) -> Weights:
     """The weights in the dtype that the layer computes in."""
-    return [ops.cast(weight, like.dtype) for weight in weights]
+    return Weights(*(None if w is None else ops.cast(w, tensor.dtype) for w in weights))
 
 
 def in_rank_of(tensor: Tensor, mask: Tensor) -> Tensor:
@@ -185,44 +259,18 @@ def along_time(mask: Tensor | None, inputs: Tensor) -> Tensor | None:
     return None if mask is None else ops.broadcast_to(mask, (ops.shape(inputs)[0], *ops.shape(mask)))
 
 
-def project(x: Tensor, kernel: Tensor, drop: Tensor | None) -> Tensor:
-    """`x W`, or `(x * d) W` for each part of `W` and its dropout mask `d`."""
-    if drop is None:
-        return ops.matmul(x, kernel)
-    kernels = ops.split(kernel, drop.shape[0], axis=-1)
-    parts = [ops.matmul(x * d, k) for d, k in zip(ops.unstack(drop), kernels, strict=True)]
-    return ops.concatenate(parts, axis=-1)
-
-
-def _project_backward(
-    d_product: Tensor, x: Tensor, kernel: Tensor, drop: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The gradients of `project` to `x` and `W`."""
-    if drop is None:
-        return ops.matmul(d_product, ops.transpose(kernel)), ops.matmul(ops.transpose(x), d_product)
-    n = drop.shape[0]
-    parts = zip(
-        ops.split(d_product, n, axis=-1), ops.split(kernel, n, axis=-1), ops.unstack(drop), strict=True
-    )
-    d_x, d_kernel = zip(
-        *((ops.matmul(d, ops.transpose(k)) * m, ops.matmul(ops.transpose(x * m), d)) for d, k, m in parts),
-        strict=True,
-    )
-    return sum(d_x), ops.concatenate(d_kernel, axis=-1)
-
-
 def hold(outputs: Tensor, mask: Tensor, unroll: bool | int = False) -> Tensor:
     """Repeats the last unmasked output at masked timesteps; zeros before the first one.
 
     Args:
         outputs: `(timesteps, batch, ...)`.
         mask: Boolean, `(timesteps, batch, 1)`.
-        unroll: See `untied_rnn.scan.scan`.
+        unroll: See `scan`.
     """
 
-    def step(carry: Tensors, x: Tensors, _: Tensors) -> tuple[Tensors, Tensors]:
-        (held,), (output, keep) = carry, x
-        output = ops.where(in_rank_of(output, keep), output, held)
-        return [output], [output]
+    def step(held: Tensor, x: tuple[Tensor, Tensor], _: Any) -> tuple[Tensor, Tensor]:
+        output, mask = x
+        output = ops.where(in_rank_of(output, mask), output, held)
+        return output, output
 
-    return scan(step, [ops.zeros_like(outputs[0])], [outputs, mask], unroll=unroll)[1][0]
+    return scan(step, ops.zeros_like(outputs[0]), (outputs, mask), unroll=unroll)[1]

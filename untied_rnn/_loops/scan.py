@@ -1,22 +1,20 @@
 """The loop over time, on every backend.
 
-`scan` extends the contract of `jax.lax.scan` for lists of tensors by weights, of which several timesteps may
-share one set. It is not `keras.ops.scan`, because that one, on TensorFlow, cannot be differentiated twice
-under XLA and has no unrolling, and because the gradient of `stack[index]` within a loop is, taken for
-itself, a whole stack for each timestep: O(timesteps^2).
+`scan` extends the contract of `jax.lax.scan` by weights, of which several timesteps may share one set. It is
+not `keras.ops.scan`, because that one, on TensorFlow, cannot be differentiated twice under XLA and has no
+unrolling, and because the gradient of `stack[index]` within a loop is, taken for itself, a whole stack for
+each timestep: O(timesteps^2).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 from keras import ops
 
-Tensors = list[Any]
-Shape = tuple[int | None, ...]
-Step = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
-Index = Callable[[Any], Any]
+from untied_rnn._loops.loop import ListStep, Loop
+from untied_rnn._loops.nested import flat, nested_as
+from untied_rnn._types import Index, Nested, Shape, Tensor, Tensors
 
 
 @dataclass(frozen=True)
@@ -25,82 +23,122 @@ class Stack:
 
     Attributes:
         values: `(sets, ...)`.
-        index: The set that timestep `t` uses, for an integer `t` of Python or a tensor. `None` is `t`.
+        index: The place in the stack that timestep `t` uses, for an integer `t` of Python or a tensor. `None`
+            is `t`.
     """
 
-    values: Any
+    values: Tensor
     index: Index | None = None
 
 
 def scan(
-    step: Step,
-    carry: Tensors,
-    xs: Tensors,
-    weights: Sequence[Stack] = (),
+    step: Callable[..., tuple],
+    carry: Nested,
+    xs: Nested,
+    weights: Nested = (),
+    *,
     reverse: bool = False,
     unroll: bool | int = False,
-    y_shapes: list[Shape] | None = None,
-    sums: int = 0,
-) -> tuple[Tensors, Tensors]:
+    y_shapes: Sequence[Shape] | None = None,
+    sum_gradients: bool = False,
+) -> tuple:
     """Runs `step(carry, x_t, w_t) -> (carry, y_t)`, `w_t` being the weights that timestep `t` uses.
 
+    Carry, `xs`, `y_t` and weights are structures of tensors: lists, named tuples, a single tensor. Where one
+    holds `None`, `step` sees `None`.
+
     Args:
-        step: Pure function of lists of tensors, which gets them all as arguments and captures none.
-            All `y_t` but the sums have the dtype of the carry.
-        carry: Tensors that one step hands to the next.
-        xs: Tensors of shape `(timesteps, ...)`. An entry may be `None`; `step` then sees `None`.
-        weights: Weights, which may be of another dtype than the carry.
+        step: Pure function, which gets all tensors as arguments and captures none. All `y_t` have the dtype
+            of the carry.
+        carry: What one step hands to the next.
+        xs: Tensors of shape `(timesteps, ...)`.
+        weights: `Stack`s, which may be of another dtype than the carry.
         reverse: Whether to run from the last timestep to the first (`ys` keeps the order of `xs`).
         unroll: `True` writes all steps out, without a loop; an integer is the number of steps that
             one iteration of the loop runs.
-        y_shapes: Shapes of `y_t` without the sums, which TensorFlow's loop must know before it runs. Those
-            of `carry` if not given.
-        sums: How many of the last `y_t` are gradients of the first weights. Each is added up over the
-            timesteps of its set, in the dtype of the weights: in 16 bits a sum of ones ends at 256.
+        y_shapes: Shapes of the tensors in `y_t`, in their order, which TensorFlow's loop must know before it
+            runs. Those of `carry` if not given.
+        sum_gradients: Whether `step` returns gradients of the weights as well, in a structure like theirs.
+            They are added up over the timesteps of each set. Not with `unroll=True`.
 
     Returns:
-        The last carry, and the list of `y_i`, each of shape `(timesteps, ...)`.
+        The last carry, `ys` with a leading axis of timesteps, and with `sum_gradients` the gradients of the
+        stacks.
     """
-    present = [x is not None for x in xs]
+    list_step = _ListStep(step, carry, xs, weights)
+    stacks, tensors = flat(weights), flat(xs)
+    values = [stack.values for stack in stacks]
+    timesteps = tensors[0].shape[0]
+    loop = Loop(
+        indices=tuple(stack.index for stack in stacks),
+        sums=len(stacks) if sum_gradients else 0,
+        reverse=reverse,
+        steps_per_iteration=timesteps if unroll is True else max(int(unroll), 1),
+    )
+    last, ys, sums = _run(list_step, flat(carry), tensors, values, loop, unroll is True, y_shapes)
+    results = nested_as(carry, last), nested_as(list_step.y, ys)
+    return (*results, nested_as(weights, sums)) if sum_gradients else results
 
-    def full_step(carry: Tensors, xs: Tensors, weights: Tensors) -> tuple[Tensors, Tensors]:
-        remaining = iter(xs)
-        return step(carry, [next(remaining) if is_present else None for is_present in present], weights)
 
-    carry, xs = list(carry), [x for x in xs if x is not None]
-    values, indices = [w.values for w in weights], [w.index for w in weights]
+class _ListStep:
+    """A step on structures as one on lists, which remembers the structure of `y_t`."""
+
+    def __init__(self, step: Callable[..., tuple], carry: Nested, xs: Nested, weights: Nested):
+        self.step, self.y = step, None
+        self.carry, self.xs, self.weights = (_places(nested) for nested in (carry, xs, weights))
+
+    def __call__(self, carry: Tensors, xs: Tensors, weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        given = nested_as(self.carry, carry), nested_as(self.xs, xs), nested_as(self.weights, weights)
+        after, y, *sums = self.step(*given)
+        self.y = _places(y)
+        return flat(after), flat(y), flat(sums)
+
+
+def _places(nested: Nested) -> Nested:
+    """The structure without its tensors, which must not outlive what they are computed in."""
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else True, nested)
+
+
+def _run(
+    step: ListStep,
+    carry: Tensors,
+    xs: Tensors,
+    weights: Tensors,
+    loop: Loop,
+    unroll: bool,
+    y_shapes: Sequence[Shape] | None,
+) -> tuple[Tensors, Tensors, Tensors]:
+    """`scan` of lists."""
     backend = keras.backend.backend()
     # Torch has no loop of its own to compile into.
-    if backend == "torch" or (backend == "tensorflow" and unroll is True):
-        return _written_out(full_step, carry, xs, values, indices, reverse)
-    steps_per_iteration = xs[0].shape[0] if unroll is True else max(int(unroll), 1)
-    arguments = (full_step, carry, xs, values, indices)
+    if backend == "torch" or (backend == "tensorflow" and unroll):
+        return _written_out(step, carry, xs, weights, loop)
     if backend == "jax":  # written out here as well: the gradient of a slice would be a dense stack
-        from untied_rnn.jax_loop import lax_scan
+        from untied_rnn._loops.jax_loop import lax_scan
 
-        return lax_scan(*arguments, sums, reverse, steps_per_iteration)
+        return lax_scan(step, carry, xs, weights, loop)
     import tensorflow as tf
 
-    from untied_rnn.tensorflow_loop import while_scan
+    from untied_rnn._loops.tensorflow_loop import while_scan
 
-    y_shapes = [c.shape for c in carry] if y_shapes is None else y_shapes
-    y_specs = [tf.TensorSpec(shape, carry[0].dtype) for shape in y_shapes]
-    return while_scan(*arguments, y_specs, sums, reverse, steps_per_iteration)
+    shapes = [c.shape for c in carry] if y_shapes is None else y_shapes
+    y_specs = [tf.TensorSpec(shape, carry[0].dtype) for shape in shapes]
+    return while_scan(step, carry, xs, weights, y_specs, loop)
 
 
 def _written_out(
-    step: Step, carry: Tensors, xs: Tensors, weights: Tensors, indices: list[Index | None], reverse: bool
-) -> tuple[Tensors, Tensors]:
+    step: ListStep, carry: Tensors, xs: Tensors, weights: Tensors, loop: Loop
+) -> tuple[Tensors, Tensors, Tensors]:
     timesteps = xs[0].shape[0]
     # Unstacked once, so that the gradient of the stack is one stacking of T slices.
     slices = [ops.unstack(x, timesteps) for x in xs]
     sets = [ops.unstack(w, w.shape[0]) for w in weights]
-    ys = []
-    for t in reversed(range(timesteps)) if reverse else range(timesteps):
-        places = [t if index is None else int(index(t)) for index in indices]
+    ys: list[Tensors] = []
+    for t in reversed(range(timesteps)) if loop.reverse else range(timesteps):
+        places = [t if index is None else int(index(t)) for index in loop.indices]
         used = [w[place] for w, place in zip(sets, places, strict=True)]
-        carry, y = step(carry, [x[t] for x in slices], used)
+        carry, y, _ = step(carry, [x[t] for x in slices], used)
         ys.append(y)
-    if reverse:
+    if loop.reverse:
         ys.reverse()
-    return carry, [ops.stack(y) for y in zip(*ys, strict=True)]
+    return carry, [ops.stack(y) for y in zip(*ys, strict=True)], []

@@ -1,12 +1,11 @@
 """Derivatives of activations as functions of their values: all that hand-written gradients need of them."""
 
 from collections.abc import Callable
-from typing import Any
 
 import keras
 from keras import ops
 
-Tensor = Any
+from untied_rnn._types import Tensor
 
 _SLOPES: dict[Callable, Callable[[Tensor], Tensor]] = {
     keras.activations.linear: ops.ones_like,

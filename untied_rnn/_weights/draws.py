@@ -11,7 +11,8 @@ import keras
 import numpy as np
 from keras import initializers, ops
 
-Tensor = Any
+from untied_rnn._types import Initializer, Tensor
+
 Shape = tuple[int, ...]
 
 
@@ -24,7 +25,7 @@ class StackInitializer(initializers.Initializer):
 
 
 def draw(
-    initializer: Callable[..., Tensor], sets: np.ndarray, total: int, shape: Shape, dtype: str | None = None
+    initializer: Initializer, sets: np.ndarray, total: int, shape: Shape, dtype: str | None = None
 ) -> Tensor:
     """Draws a separate weight for each set, and stacks them.
 
@@ -45,6 +46,17 @@ def draw(
     return stack if len(sets) == total else ops.take(stack, sets, axis=0)
 
 
+class UnitForgetBias(StackInitializer):
+    """An initializer, but ones for the forget gate, so that a cell remembers from the start."""
+
+    def __init__(self, initializer: Initializer):
+        self.initializer = initializer
+
+    def draw(self, sets: np.ndarray, total: int, shape: Shape, dtype: str | None) -> Tensor:
+        i, f, g, o = ops.split(draw(self.initializer, sets, total, shape, dtype), 4, axis=-1)
+        return ops.concatenate([i, ops.ones_like(f), g, o], axis=-1)
+
+
 def is_drawn_in_one_pass(initializer: Any) -> bool:
     """Whether `draw` calls none of the user's own code."""
     return isinstance(initializer, StackInitializer) or _draw_stack(initializer) is not None
@@ -55,7 +67,7 @@ def is_elementwise(initializer: Any) -> bool:
     return _draw_stack(initializer) is _elementwise
 
 
-def initializer_at(initializer: Callable[..., Tensor], weight_set: int) -> Callable[..., Tensor]:
+def initializer_at(initializer: Initializer, weight_set: int) -> Initializer:
     """The initializer of one weight set.
 
     Keras initializers with an integer seed return the same values at every call; here each set gets its own
