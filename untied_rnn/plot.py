@@ -208,7 +208,7 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any]) -> Figure:
         stack = stacks[id(variable)]
         norms = np.full(stack.sharing.sets, np.nan)  # frozen ones have no gradient
         norms[stack.trained_sets] = _norms(array)
-        axes.plot(norms[stack.sharing.index(_timesteps(layer))], ".-", label=variable.name)
+        axes.plot(norms[layer.set_of(_timesteps(layer))], ".-", label=variable.name)
     axes.set_yscale("log")
     axes.legend()
     return figure

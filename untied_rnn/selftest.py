@@ -46,7 +46,7 @@ class Form(NamedTuple):
 
 
 DEFAULT = Form("auto", xla=BACKEND == "jax")
-FORMS = {
+FORMS: tuple[Form, ...] = {
     "tensorflow": (Form(False, False), Form(True, False), Form(False, True), Form(True, True)),
     "jax": (Form(False, True), Form(True, True)),
     "torch": (Form(False, False),),  # the same as written out

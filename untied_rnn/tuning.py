@@ -102,6 +102,15 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         - [KerasTuner](https://keras.io/keras_tuner/)
     """
 
+    timesteps: int
+    input_dim: int
+    is_classifier: bool
+    outputs: int
+    seed: int | None
+    layer_arguments: dict[str, Any]
+    layer_ranges: dict[str, Any]
+    ranges: dict[str, Any]
+
     def __init__(
         self,
         timesteps: int,

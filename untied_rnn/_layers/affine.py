@@ -20,18 +20,18 @@ class AffineRNN(RecurrentLayer):
     Args:
         units: Positive integer, the size of the state `h`.
         use_bias: Whether there are biases.
-        kernel_initializer: Initializer of each `W_t`, of shape `(input_dim, parts * units)`. An integer
+        kernel_initializer: Initializer of each `W_t`. An integer
             seed in it is reproducible and gives other values at each timestep.
-        recurrent_initializer: Initializer of each `U_t`, of shape `(units, parts * units)`.
-        bias_initializer: Initializer of each `b_t` (and `c_t`).
+        recurrent_initializer: Initializer of each `U_t`.
+        bias_initializer: Initializer of each bias.
         kernel_regularizer: Regularizer of each `W_t`; the penalties of all weight sets are added. Or
             `untied_rnn.regularizers.TimeSmoothness`.
         recurrent_regularizer: Regularizer of each `U_t`.
-        bias_regularizer: Regularizer of each `b_t` (and `c_t`).
+        bias_regularizer: Regularizer of each bias.
         activity_regularizer: Regularizer of what the layer outputs.
         kernel_constraint: Constraint on each `W_t` by itself.
         recurrent_constraint: Constraint on each `U_t` by itself.
-        bias_constraint: Constraint on each `b_t` (and `c_t`) by itself.
+        bias_constraint: Constraint on each bias by itself.
         dropout: Fraction of the inputs to drop, the same ones at every timestep.
         recurrent_dropout: Fraction of the state `h` to drop where it enters `h_{t-1} U_t`, the same
             units at every timestep.

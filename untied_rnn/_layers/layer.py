@@ -175,6 +175,11 @@ class UntiedLayer(keras.Layer):
             raise ValueError(f"Expected one of {self.timesteps} timesteps, from 0. Received: {timestep}")
         return {name: weights[0] for name, weights in self.stacks.along_time(np.array([timestep])).items()}
 
+    def set_of(self, timesteps: np.ndarray) -> np.ndarray:
+        """The numbers of the weight sets that timesteps use."""
+        self.check_built()
+        return self.sharing.index(timesteps)
+
     def save_own_variables(self, store: Any) -> None:
         arrays: dict[str, Any] = {}
         if self.stacks.has_frozen:

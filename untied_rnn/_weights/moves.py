@@ -87,7 +87,7 @@ def _changed(layer: L, changes: dict[str, Any]) -> tuple[L, list[list[int]]]:
         )
     limit = new.timesteps or layer.timesteps or math.lcm(layer.sharing.sets, new.sharing.sets)
     timesteps = np.arange(limit)
-    old_sets, new_sets = layer.sharing.index(timesteps), new.sharing.index(timesteps)
+    old_sets, new_sets = layer.set_of(timesteps), new.set_of(timesteps)
     sources = [old_sets[new_sets == s].tolist() for s in range(new.sharing.sets)]
     if not all(sources):
         raise ValueError(
