@@ -3,12 +3,29 @@
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from untied_rnn._types import Nested, Tensor
+from untied_rnn._types import Nested, Tensor, Tensors
+
+
+class Values(NamedTuple):
+    """What a cell reads at a timestep, beside its inputs and states.
+
+    Attributes:
+        weights: The cell's weights.
+        outer, constants: The variables that `PureCell` has under these names.
+        seeds: The timestep's seed for each generator.
+        masks: What `PureCell.masks` returned; empty without training.
+    """
+
+    weights: Tensors
+    outer: Tensors
+    constants: Tensors
+    seeds: Tensors
+    masks: list[Nested]
 
 
 class PureCell:
@@ -98,25 +115,25 @@ class PureCell:
         self,
         inputs: Tensor,
         states: list[Nested],
-        weights: list[Tensor],
-        outer: list[Tensor],
-        constants: list[Tensor],
-        seeds: list[Tensor],
-        masks: list[Nested],
+        values: Values,
         training: bool,
     ) -> tuple[Nested, Nested]:
         """The outputs and states of one timestep.
 
         Args:
             inputs, states, training: As the cell's own call takes them.
-            weights, outer, constants: Values of the cell's weights, and of the variables of these names.
-            seeds: The timestep's seed for each generator.
-            masks: What `masks` returned; empty without training.
+            values: All else that the cell reads.
         """
         states_of_seeds = [generator.state for generator in self.seed_generators]
         variables = [*self.cell.weights, *self.outer, *self.constants, *states_of_seeds]
-        scope = _Recorder(list(zip(variables, [*weights, *outer, *constants, *seeds], strict=True)))
-        results = self._call(scope, inputs, states, masks, training)
+        scope = _Recorder(
+            list(
+                zip(
+                    variables, [*values.weights, *values.outer, *values.constants, *values.seeds], strict=True
+                )
+            )
+        )
+        results = self._call(scope, inputs, states, values.masks, training)
         known = {id(variable) for variable in [*self.cell.variables, *variables]}
         for i, variable in scope.read.items():
             if i not in known:

@@ -20,8 +20,8 @@ class AffineRNN(RecurrentLayer):
     Args:
         units: Positive integer, the size of the state `h`.
         use_bias: Whether there are biases.
-        kernel_initializer: Initializer of each `W_t`. An integer
-            seed in it is reproducible and gives other values at each timestep.
+        kernel_initializer: Initializer of each `W_t`. An integer seed in it is reproducible and gives
+            other values at each timestep.
         recurrent_initializer: Initializer of each `U_t`.
         bias_initializer: Initializer of each bias.
         kernel_regularizer: Regularizer of each `W_t`; the penalties of all weight sets are added. Or

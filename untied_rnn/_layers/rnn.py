@@ -270,8 +270,8 @@ class UntiedRNN(RecurrentLayer):
         random, weights = sequences.random, sequences.weights
 
         def step(before: Tensors, inputs: _Inputs, w: _Weights) -> tuple[Tensors, Nested]:
-            given = (w.own, w.outer, inputs.constants, inputs.seeds, inputs.dropout_masks)
-            output, after = self._cells.pure(inputs.x, self.nested(before), *given, random["training"])
+            values = cells.Values(w.own, w.outer, inputs.constants, inputs.seeds, inputs.dropout_masks)
+            output, after = self._cells.pure(inputs.x, self.nested(before), values, random["training"])
             after = [ops.cast(state, self.compute_dtype) for state in keras.tree.flatten(after)]
             if inputs.mask is not None:
                 pairs = zip(after, before, strict=True)
