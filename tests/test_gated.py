@@ -22,17 +22,17 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "use_bias"), [("lstm", True), ("gru", True), ("gru, reset before", False)])
-def test_layer_check(name, use_bias):
-    cls, options = LAYERS[name]
-    parts = 4 if cls is UntiedLSTM else 3
-    shapes = {"kernel": (3, parts * U), "recurrent_kernel": (U, parts * U)}
-    if use_bias:
-        shapes["bias"] = (2, parts * U) if name == "gru" else (parts * U,)
+@pytest.mark.parametrize(("cls", "parts", "biases"), [(UntiedLSTM, 4, ()), (UntiedGRU, 3, (2,))])
+def test_layer_check(cls, parts, biases):
+    features = parts * U
     check_layer(
         cls,
-        {"units": U, "use_bias": use_bias, **options},
-        weight_shapes=shapes,
+        {"units": U},
+        weight_shapes={
+            "kernel": (3, features),
+            "recurrent_kernel": (U, features),
+            "bias": (*biases, features),
+        },
         output_size=U,
         state_sizes=[U, U] if cls is UntiedLSTM else [U],
     )
