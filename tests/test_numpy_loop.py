@@ -1,4 +1,7 @@
-"""Each layer equals its NumPy loop, outputs and gradients, in every form: all pairs of the options below."""
+"""Each layer equals its NumPy loop, outputs and gradients, in every form.
+
+Whatever pair of values of two options below one takes, there is a case with both.
+"""
 
 import functools
 
@@ -17,8 +20,8 @@ FORMS = {
     "written out": {"unroll": True},
     "XLA": {"unroll": False, "jit_compile": True},
 }
-# JAX always compiles, and torch always writes the steps out.
-NUMBER_OF_FORMS = {"tensorflow": 4, "jax": 3, "torch": 1}[BACKEND]
+# Torch always writes the steps out. XLA is an option of TensorFlow alone; one layer stands for all.
+FORMS_HERE = ["loop"] if BACKEND == "torch" else ["loop", "three steps an iteration", "written out"]
 # Arguments of the layer, the weight set of each timestep, and a timestep that has its set for itself.
 SHARING = {
     "untied": ({"timesteps": T}, [0, 1, 2, 3], 1),
@@ -27,7 +30,7 @@ SHARING = {
     "weight_index": ({"weight_index": [1, 0, 1, 2]}, [1, 0, 1, 2], 1),
 }
 OPTIONS = {
-    "form": list(FORMS)[:NUMBER_OF_FORMS],
+    "form": FORMS_HERE,
     "sharing": list(SHARING),
     "frozen": [False, True],
     "masking": ["none", "hold", "zero"],
@@ -38,8 +41,9 @@ OPTIONS = {
     "use_bias": [False, True],
 }
 SIMPLE = {
+    "form": [*FORMS_HERE, "XLA"] if BACKEND == "tensorflow" else FORMS_HERE,
     "output_units": [None, O],
-    "activation": ["tanh", "relu", "softsign"],  # the last without a hand-written gradient
+    "activation": ["tanh", "relu", "linear", "softsign"],  # the last without a hand-written gradient
     "dropout": [0.0, 0.4],
     "recurrent_dropout": [0.0, 0.3],
 }

@@ -1,8 +1,8 @@
 """Any configuration on any input equals the NumPy loop, forward and gradients: drawn by hypothesis.
 
-Beyond the pairs of `test_numpy_loop.py`: sizes down to one, empty batches, any mask, sequences shorter than the
-layer, any activation, Keras's cells. The profile `ci` draws the same few examples every time, `nightly` a
-thousand new ones in each run:
+Beyond the pairs of `test_numpy_loop.py`: sizes down to one, empty batches, any mask, sequences shorter than
+the layer, any activation, Keras's cells. The profile `ci` draws the same few examples every time, `nightly`
+a thousand new ones in each run:
 
     HYPOTHESIS_PROFILE=nightly pytest tests/test_properties.py
 """
