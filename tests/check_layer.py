@@ -38,22 +38,21 @@ def _inputs():
 
 def _check_by_keras(cls, arguments, weight_shapes, output_size, state_sizes):
     states = tuple((BATCH, size) for size in state_sizes)
-    for sequences in (False, True):
-        output = (BATCH, TIMESTEPS, output_size) if sequences else (BATCH, output_size)
-        for return_state in (False, True):
-            TestCase().run_layer_test(
-                cls,
-                {**arguments, "return_sequences": sequences, "return_state": return_state},
-                input_shape=(BATCH, TIMESTEPS, INPUT_DIM),
-                expected_output_shape=(output, *states) if return_state else output,
-                expected_num_trainable_weights=len(weight_shapes),
-                expected_num_non_trainable_weights=0,
-                expected_num_non_trainable_variables=1,
-                expected_num_seed_generators=1,
-                expected_num_losses=0,
-                supports_masking=True,
-                run_training_check=not return_state,
-            )
+    for more in (False, True):  # the last output alone, or all outputs and the states
+        output = (BATCH, TIMESTEPS, output_size) if more else (BATCH, output_size)
+        TestCase().run_layer_test(
+            cls,
+            {**arguments, "return_sequences": more, "return_state": more},
+            input_shape=(BATCH, TIMESTEPS, INPUT_DIM),
+            expected_output_shape=(output, *states) if more else output,
+            expected_num_trainable_weights=len(weight_shapes),
+            expected_num_non_trainable_weights=0,
+            expected_num_non_trainable_variables=1,
+            expected_num_seed_generators=1,
+            expected_num_losses=0,
+            supports_masking=True,
+            run_training_check=not more,
+        )
 
 
 def _check_weights(cls, arguments, weight_shapes):

@@ -1,14 +1,14 @@
-"""What the dial must not change: direction, masks, derivatives, states, and cells with layers within."""
+"""What the dial must not change: direction, masks, dropout, states, and cells with layers within."""
 
 import keras
 import numpy as np
 import pytest
 from autodiff import outputs_and_gradients, to_numpy
 from cases import B, I, T, U, random_mask, randomised
-from conftest import BACKEND, DTYPE, EXACT
+from conftest import DTYPE, EXACT
 from keras import ops
 
-from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+from untied_rnn import UntiedDense, UntiedLSTM, UntiedRNN
 from untied_rnn.regularizers import TimeSmoothness
 
 
@@ -41,21 +41,16 @@ class WeightlessCell(keras.Layer):
         return state, [state]
 
 
-RECURRENT = {
-    "simple": lambda **k: UntiedSimpleRNN(U, output_units=2, return_sequences=True, dtype=DTYPE, **k),
-    "lstm": lambda **k: UntiedLSTM(U, return_sequences=True, dtype=DTYPE, **k),
-    "gru": lambda **k: UntiedGRU(U, return_sequences=True, dtype=DTYPE, **k),
-    "any cell": lambda **k: UntiedRNN(
-        keras.layers.GRUCell(U, dtype=DTYPE), return_sequences=True, dtype=DTYPE, **k
-    ),
-}
 DIAL = [
     ({"block_size": 3}, [0, 0, 0, 1]),
     ({"period": 3}, [0, 1, 2, 0]),
     ({"weight_index": [1, 0, 1, 2]}, [1, 0, 1, 2]),
 ]
-recurrent = pytest.mark.parametrize("name", RECURRENT)
-dials = pytest.mark.parametrize(("dial", "index"), DIAL, ids=["block_size", "period", "weight_index"])
+
+
+def any_cell(**options):
+    cell = keras.layers.GRUCell(U, dtype=DTYPE)
+    return UntiedRNN(cell, return_sequences=True, dtype=DTYPE, **options)
 
 
 def built(make, rng, **options):
@@ -65,12 +60,12 @@ def built(make, rng, **options):
 
 
 @pytest.mark.parametrize("unroll", [False, True])
-@dials
-@recurrent
-def test_backwards_and_masked_as_with_separate_weights(name, dial, index, unroll, rng):
+@pytest.mark.parametrize(("dial", "index"), DIAL, ids=["block_size", "period", "weight_index"])
+def test_backwards_and_masked_as_with_separate_weights(dial, index, unroll, rng):
+    """Any cell; the other layers are compared with their NumPy loops, in `test_numpy_loop.py`."""
     options = {"go_backwards": True, "zero_output_for_mask": unroll, "unroll": unroll}
-    layer = built(RECURRENT[name], rng, **dial, **options)
-    untied = built(RECURRENT[name], rng, timesteps=T, **options)
+    layer = built(any_cell, rng, **dial, **options)
+    untied = built(any_cell, rng, timesteps=T, **options)
     untied.set_weights([weight[index] for weight in layer.get_weights()])
     x, mask = rng.normal(size=(B, T, I)), random_mask(rng)
     for length in (T, 2):
@@ -80,46 +75,13 @@ def test_backwards_and_masked_as_with_separate_weights(name, dial, index, unroll
         np.testing.assert_allclose(received, expected, **EXACT)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="needs float64")
-@pytest.mark.parametrize(
-    ("name", "options"),  # a sample, since these take seconds
-    [
-        ("simple", {"period": 3}),
-        ("lstm", {"block_size": 3}),
-        ("gru", {"frozen_timesteps": [1]}),
-        ("any cell", {"block_size": 3}),
-    ],
-)
-def test_second_order_gradients_of_a_loop_are_those_of_the_steps_written_out(name, options, rng):
-    import tensorflow as tf
-
-    x, mask = tf.constant(rng.normal(size=(B, T, I))), tf.constant(random_mask(rng))
-    written_out = built(RECURRENT[name], rng, **options, unroll=True)
-    loop = built(RECURRENT[name], rng, **options, unroll=False)
-    loop.set_weights(written_out.get_weights())
-
-    def derivatives(layer):
-        sources = [x, *(weight.value for weight in layer.trainable_weights)]
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                value = tf.reduce_sum(layer(x, mask=mask) ** 3)
-            first = inner.gradient(value, sources)
-            norm = sum(tf.reduce_sum(gradient**2) for gradient in first)
-        return [*first, *outer.gradient(norm, sources, unconnected_gradients="zero")]
-
-    for received, expected in zip(derivatives(loop), derivatives(written_out), strict=True):
-        np.testing.assert_allclose(received, expected, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize(("dial", "index"), DIAL[:2], ids=["block_size", "period"])
-def test_dropout_is_the_same_at_shared_timesteps_as_at_separate_ones(dial, index, rng):
+def test_dropout_is_the_same_at_shared_timesteps_as_at_separate_ones(rng):
     def make(**options):
         cell = keras.layers.GRUCell(U, dropout=0.4, recurrent_dropout=0.3, seed=4, dtype=DTYPE)
         return UntiedRNN(cell, timesteps=T, return_sequences=True, **options)
 
-    layer, untied = built(make, rng, **dial), built(make, rng)
+    index = [0, 0, 0, 1]
+    layer, untied = built(make, rng, block_size=3), built(make, rng)
     untied.set_weights([weight[index] for weight in layer.get_weights()])
     x, cotangent, mask = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, U)), random_mask(rng)
     received, gradients = outputs_and_gradients(layer, x, [cotangent], training=True, mask=mask)
@@ -166,8 +128,7 @@ def test_moves_of_cells_whose_inner_names_differ(move, rng):
 FROZEN = [{}, {"frozen_timesteps": [1]}, {"frozen_timesteps": [0, 2]}, {"trainable": False}]
 
 
-@pytest.mark.parametrize("target", FROZEN, ids=str)
-@pytest.mark.parametrize("source", FROZEN, ids=str)
+@pytest.mark.parametrize(("source", "target"), zip(FROZEN, [*FROZEN[1:], FROZEN[0]], strict=True))
 def test_files_keep_constants_apart_from_trained_weights(source, target, rng, tmp_path):
     """Keras writes constants last: if a frozen layer did not, both matrices would change places."""
     saved, loaded = (

@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+from cases import case_name, pairwise
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
 from untied_rnn.scan import scan
 
-FORMS = [False, True, 1, 2, 3, 7]
+OPTIONS = {
+    "unroll": [False, True, 1, 2, 3, 7],
+    "reverse": [False, True],
+    "timesteps": [1, 2, 6],
+    "masked": [False, True],
+}
 
 
 def step(carry, x, _=()):
@@ -28,11 +34,9 @@ def numpy_scan(carry, xs, reverse):
     return (a, b), tuple(np.stack(y) for y in zip(*ys, strict=True))
 
 
-@pytest.mark.parametrize("unroll", FORMS)
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("timesteps", [1, 2, 6])
-@pytest.mark.parametrize("masked", [False, True])
-def test_scan_equals_the_numpy_loop(unroll, reverse, timesteps, masked, rng):
+@pytest.mark.parametrize("case", pairwise(OPTIONS), ids=case_name)
+def test_scan_equals_the_numpy_loop(case, rng):
+    unroll, reverse, timesteps, masked = case.values()
     carry, xs = rng.normal(size=(2, 3)), list(rng.normal(size=(2, timesteps, 3)))
     xs.append(rng.random((timesteps, 3)) < 0.5 if masked else None)
     last, ys = scan(
@@ -97,8 +101,7 @@ def derivatives(keep, unroll, jit):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="finite differences need float64")
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("unroll", [False, True, 3])
+@pytest.mark.parametrize(("unroll", "jit"), [(False, False), (True, False), (3, True)])
 def test_first_and_second_order_gradients(unroll, jit, rng):
     flat = rng.normal(size=30)
     keep = ops.convert_to_tensor(rng.random((4, 3)) < 0.5)

@@ -30,6 +30,8 @@ DIAL = {
     "weight_index": ({"weight_index": INDEX}, INDEX),
 }
 family = pytest.mark.parametrize("name", FAMILY)
+# The LSTM and the GRU share their weights by the simple layer's code.
+three = pytest.mark.parametrize("name", ["simple", "any cell", "dense"])
 
 
 def built(name, rng, timesteps=T, **options):
@@ -42,11 +44,20 @@ def outputs(layer, x):
     return to_numpy(layer(x))[0]
 
 
-@pytest.mark.parametrize("dial", DIAL)
-@pytest.mark.parametrize("unroll", [False] if BACKEND == "jax" else [False, True])  # one code for both there
-@family
-def test_a_shared_set_is_the_same_weights_at_all_its_timesteps(name, unroll, dial, rng):
-    """Against the untied layer with those weights repeated: its gradients add up."""
+@pytest.mark.parametrize(
+    ("name", "dial", "unroll"),
+    [
+        *(("dense", dial, False) for dial in DIAL),
+        ("any cell", "block_size=3", False),
+        ("any cell", "period=2", True),
+        ("any cell", "weight_index", False),
+    ],
+)
+def test_a_shared_set_is_the_same_weights_at_all_its_timesteps(name, dial, unroll, rng):
+    """Against the untied layer with those weights repeated: its gradients add up.
+
+    The other layers are compared with their NumPy loops, in `test_numpy_loop.py`.
+    """
     options, index = DIAL[dial]
     unroll = {} if name == "dense" else {"unroll": unroll}
     layer = built(name, rng, **options, **unroll)
@@ -65,7 +76,7 @@ def test_a_shared_set_is_the_same_weights_at_all_its_timesteps(name, unroll, dia
         np.testing.assert_allclose(gradients[key], sums, **EXACT, err_msg=key)
 
 
-@family
+@three
 def test_block_size_one_is_untied(name, rng):
     layer, untied = (built(name, rng, **options) for options in ({"block_size": 1}, {}))
     untied.set_weights(layer.get_weights())
@@ -73,24 +84,19 @@ def test_block_size_one_is_untied(name, rng):
     np.testing.assert_array_equal(outputs(layer, x), outputs(untied, x))
 
 
-@pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize(
     ("cls", "make"),
     [
-        (UntiedSimpleRNN, lambda: keras.layers.SimpleRNN(U, return_sequences=True, dtype=DTYPE)),
-        (UntiedLSTM, lambda: keras.layers.LSTM(U, return_sequences=True, dtype=DTYPE)),
-        (UntiedGRU, lambda: keras.layers.GRU(U, return_sequences=True, dtype=DTYPE)),
         (UntiedRNN, lambda: keras.layers.RNN(keras.layers.GRUCell(U, dtype=DTYPE), True, dtype=DTYPE)),
         (UntiedDense, lambda: keras.layers.Dense(U, activation="tanh", dtype=DTYPE)),
     ],
 )
-def test_one_block_is_the_tied_layer(cls, make, unroll, rng):
+def test_one_block_is_the_tied_layer(cls, make, rng):
+    """Of the other layers, `test_gated.py` and `test_from_tied.py` show it."""
     tied = make()
     tied.build((B, T, I))
     randomised(tied, rng)
     layer = cls.from_tied(tied, T, block_size=T)
-    if cls is not UntiedDense:
-        layer.unroll = unroll
     assert layer.count_params() == tied.count_params()
     x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, U))
     received, gradients = outputs_and_gradients(layer, x, [cotangent])
@@ -100,7 +106,7 @@ def test_one_block_is_the_tied_layer(cls, make, unroll, rng):
         np.testing.assert_allclose(gradient if key == "x" else gradient[0], slopes[key], **EXACT, err_msg=key)
 
 
-@family
+@three
 def test_a_period_takes_any_length(name, rng):
     """Also a length not known, and one longer than ever seen."""
     layer = built(name, rng, period=3, timesteps=None)
@@ -111,7 +117,7 @@ def test_a_period_takes_any_length(name, rng):
     # Single precision numbers, since `predict` makes its data such.
     x = rng.normal(size=(B, 10, I)).astype("float32").astype(DTYPE)
     expected = outputs(untied, x)
-    for length in (4, 10, 1, 3, 2):
+    for length in (4, 10, 1):
         np.testing.assert_allclose(
             model.predict(x[:, :length], verbose=0), expected[:, :length], rtol=1e-5, atol=1e-6
         )
@@ -119,7 +125,7 @@ def test_a_period_takes_any_length(name, rng):
 
 
 @pytest.mark.parametrize("options", [{"period": 3, "timesteps": 5}, {"block_size": 2, "timesteps": 5}])
-@family
+@pytest.mark.parametrize("name", ["simple", "dense"])
 def test_known_timesteps_are_a_limit(name, options, rng):
     layer = FAMILY[name](**options)
     layer.build((None, None, I))
@@ -128,8 +134,15 @@ def test_known_timesteps_are_a_limit(name, options, rng):
         layer(rng.normal(size=(B, 6, I)))
 
 
-@pytest.mark.parametrize("options", [{"block_size": 2, "timesteps": 6}, {"weight_index": [0, 1, 1, 0, 2, 2]}])
-@family
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("simple", {"weight_index": [0, 1, 1, 0, 2, 2]}),
+        ("any cell", {"block_size": 2, "timesteps": 6}),
+        ("dense", {"weight_index": [0, 1, 1, 0, 2, 2]}),
+        ("dense", {"block_size": 2, "timesteps": 6}),
+    ],
+)
 def test_a_shorter_sequence_uses_the_first_weights(name, options, rng):
     layer = FAMILY[name](**options)
     layer.build((None, None, I))
@@ -137,23 +150,22 @@ def test_a_shorter_sequence_uses_the_first_weights(name, options, rng):
     inputs = keras.Input((None, I), dtype=DTYPE)
     model = keras.Model(inputs, layer(inputs))
     x = rng.normal(size=(B, 6, I)).astype("float32").astype(DTYPE)
-    for length in (6, 1, 3):
+    expected = outputs(layer, x)
+    for length in (1, 3):
         for received in (outputs(layer, x[:, :length]), model.predict(x[:, :length], verbose=0)):
-            np.testing.assert_allclose(received, outputs(layer, x)[:, :length], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(received, expected[:, :length], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILY if name != "dense"])
-def test_only_the_last_output_uses_the_last_weights(name, rng):
+def test_only_the_last_output_uses_the_last_weights(rng):
     """With output matrices, also when no others are computed."""
-    layer = built(name, rng, period=3)
+    layer = built("simple", rng, period=3)
     x = rng.normal(size=(B, T, I))
     expected = outputs(layer, x)[:, -1]
     layer.return_sequences = False
     np.testing.assert_allclose(outputs(layer, x), expected, **EXACT)
 
 
-@pytest.mark.parametrize("dial", [{"block_size": 3}, {"period": 2}])
-@family
+@pytest.mark.parametrize(("name", "dial"), [("any cell", {"block_size": 3}), ("dense", {"period": 2})])
 def test_fit_trains_every_set(name, dial, rng):
     layer = FAMILY[name](**dial)
     model = keras.Sequential([keras.Input((T, I), dtype=DTYPE), layer])
@@ -166,7 +178,7 @@ def test_fit_trains_every_set(name, dial, rng):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA programs are inspected through TensorFlow")
-@pytest.mark.parametrize("name", ["simple", "lstm", "gru", "any cell"])
+@pytest.mark.parametrize("name", ["simple", "any cell"])
 def test_gradients_of_shared_weights_take_no_copies(name):
     """In the program of a tied layer's gradient, nothing is as large as a weight for each timestep."""
     import tensorflow as tf
@@ -179,8 +191,7 @@ def test_gradients_of_shared_weights_take_no_copies(name):
                 keras.layers.LSTMCell(units), timesteps=timesteps, block_size=block_size, unroll=False
             )
         else:
-            cls = {"simple": UntiedSimpleRNN, "lstm": UntiedLSTM, "gru": UntiedGRU}[name]
-            layer = cls(units, timesteps=timesteps, block_size=block_size, unroll=False)
+            layer = UntiedSimpleRNN(units, timesteps=timesteps, block_size=block_size, unroll=False)
         layer.build((1, timesteps, I))
 
         @tf.function(jit_compile=True)
@@ -223,8 +234,7 @@ def test_wrong_arguments(name, options, error, message):
         FAMILY[name](**options)
 
 
-@pytest.mark.parametrize("dial", DIAL)
-@family
+@pytest.mark.parametrize(("name", "dial"), zip(FAMILY, DIAL, strict=True))
 def test_configuration_and_files(name, dial, rng, tmp_path):
     options, _ = DIAL[dial]
     layer = built(name, rng, **options)
@@ -241,7 +251,7 @@ def test_configuration_and_files(name, dial, rng, tmp_path):
 # Moves along the dial.
 
 
-@family
+@three
 def test_from_tied_to_untied_and_back(name, rng):
     layer = built(name, rng, block_size=T)
     x = rng.normal(size=(B, T, I))
@@ -284,7 +294,7 @@ def test_averages_of_fewer_timesteps_and_of_frozen_ones(rng):
     np.testing.assert_allclose(short.weights_at(0)["kernel"], mean, rtol=1e-5, atol=1e-6)
 
 
-@family
+@three
 def test_a_period_is_untied_for_as_many_timesteps_as_asked_for(name, rng):
     layer = built(name, rng, period=3, timesteps=None)
     x = rng.normal(size=(B, 8, I))
