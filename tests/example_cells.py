@@ -55,7 +55,7 @@ class NestedCell(keras.Layer):
 
 def stacked(**options):
     cells = [
-        keras.layers.LSTMCell(2, dtype=DTYPE, **options),
+        keras.layers.LSTMCell(4, dtype=DTYPE, **options),  # not as many as inputs
         keras.layers.GRUCell(U, dtype=DTYPE, **options),
     ]
     return keras.layers.StackedRNNCells(cells, dtype=DTYPE)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from autodiff import outputs_and_gradients, to_numpy
 from cases import B, I, T, U
-from conftest import BACKEND, DTYPE, EXACT
+from conftest import DTYPE, EXACT
 from keras import ops
 
 from untied_rnn import UntiedRNN
@@ -69,12 +69,10 @@ CELLS = {
     "without a configuration": lambda: WithoutConfig(ops.tanh),
     "without keywords": lambda: WithoutKeywords(1.5),
 }
-forms = pytest.mark.parametrize("unroll", [False, True])
 
 
 @pytest.mark.filterwarnings("ignore:`build")  # of Keras's own layer
-@forms
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(("name", "unroll"), zip(CELLS, [False, True] * 2, strict=True))
 def test_one_set_for_all_timesteps_equals_keras(name, unroll, rng):
     layer = UntiedRNN(CELLS[name](), timesteps=T, block_size=T, unroll=unroll, return_sequences=True)
     tied = keras.layers.RNN(CELLS[name](), return_sequences=True, dtype=DTYPE)
@@ -150,8 +148,7 @@ class Remembers(keras.Layer):
         return {"image": image, "mean": ops.mean(image, axis=(1, 2))}, [image]
 
 
-@forms
-@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("unroll", "zero"), [(False, True), (True, False)])
 def test_states_and_inputs_of_any_rank_and_nested_outputs(unroll, zero, rng):
     layer = UntiedRNN(
         Remembers(dtype=DTYPE),
@@ -238,104 +235,6 @@ def test_fit_moves_the_seeds_of_random_layers_on(rng):
     model.fit(rng.normal(size=(8, T, I)), np.zeros((8, T, 1)), batch_size=4, verbose=0)
     (state,), (old,) = [ops.convert_to_numpy(g.state) for g in layer.seed_generators], before
     assert state[1] - old[1] == 2 * 2 * T  # steps, draws of a timestep, timesteps
-
-
-class ReadsAnother(keras.Layer):
-    """All timesteps share a scale that is not the cell's."""
-
-    state_size = I
-
-    def __init__(self, scale, **kwargs):
-        super().__init__(**kwargs)
-        self.read = lambda: scale
-
-    def build(self, input_shape):
-        self.w = self.add_weight(shape=(I,), initializer="ones")
-
-    def call(self, inputs, states):
-        state = self.w * self.read() * (inputs + states[0])
-        return state, [state]
-
-
-@forms
-@pytest.mark.parametrize("shared", [{}, {"period": 2}])
-def test_a_variable_from_outside_is_trained(unroll, shared, rng):
-    scale = keras.Variable(np.full((1,), 0.5), dtype="float32")
-
-    class Surrounding(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.scale = scale
-            self.rnn = UntiedRNN(ReadsAnother(scale), unroll=unroll, return_sequences=True, **shared)
-
-        def call(self, inputs):
-            return self.rnn(inputs)
-
-    x = rng.normal(size=(B, T, I)).astype("float32")
-    model = Surrounding()
-    model(x)
-    model.compile(keras.optimizers.SGD(1.0), "mean_absolute_error", run_eagerly=BACKEND == "torch")
-    model.fit(x, np.full(x.shape, 100.0), verbose=0, batch_size=B)
-
-    def loss(scale):
-        state, total = 0, 0
-        for t in range(T):
-            state = scale * (x[:, t].astype("float64") + state)
-            total += np.abs(100 - state).sum()
-        return total / x.size
-
-    slope = (loss(0.5 + 1e-3) - loss(0.5 - 1e-3)) / 2e-3
-    np.testing.assert_allclose(0.5 - ops.convert_to_numpy(scale), slope, rtol=1e-2)
-    # ... and at inference the value that it has now counts.
-    np.testing.assert_allclose(
-        to_numpy(model(x))[0][:, 0],
-        ops.convert_to_numpy(scale) * x[:, 0] * model.rnn.get_weights()[0][0],
-        rtol=1e-5,
-    )
-
-
-class ReadsACounter(ReadsAnother):
-    """An integer from outside, and with `and_another` a variable that it reads from then on."""
-
-    and_another = None
-
-    def call(self, inputs, states):
-        state = self.w * ops.cast(self.read(), inputs.dtype) * (inputs + states[0])
-        return (state if self.and_another is None else state + self.and_another), [state]
-
-
-@forms
-def test_an_integer_from_outside_has_its_value(unroll, rng):
-    counter = keras.Variable(2, dtype="int32", trainable=False)
-    cell = ReadsACounter(counter)
-    layer = UntiedRNN(cell, unroll=unroll, return_sequences=True)
-    x = rng.normal(size=(B, 2, I)).astype("float32")
-    for value in (2, 3):
-        counter.assign(value)
-        outputs, gradients = (
-            outputs_and_gradients(layer, x, [np.ones(x.shape)])
-            if layer.built
-            else (
-                to_numpy(layer(x)),
-                None,
-            )
-        )
-        expected = value * x[:, 1] + value * value * x[:, 0]
-        np.testing.assert_allclose(outputs[0][:, 1], expected, rtol=1e-5, atol=1e-6)
-    (w,) = (gradients[key] for key in gradients if key != "x")
-    np.testing.assert_allclose(w[1], (9 * x[:, 0] + 3 * x[:, 1]).sum(axis=0), rtol=1e-4, atol=1e-5)
-
-
-def test_a_variable_that_was_not_read_before_is_an_error(rng):
-    counter = keras.Variable(2, dtype="int32", trainable=False)
-    layer = UntiedRNN(ReadsACounter(counter), jit_compile=False)
-    layer.build((B, T, I))
-    ReadsACounter.and_another = keras.Variable(1.0, name="late")
-    try:
-        with pytest.raises(NotImplementedError, match="had not read 'late' when the layer was built"):
-            layer(rng.normal(size=(B, T, I)).astype("float32"))
-    finally:
-        ReadsACounter.and_another = None
 
 
 class MakesItself(WithoutConfig):

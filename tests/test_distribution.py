@@ -66,7 +66,8 @@ def train(halves=slice(None), optimizer=lambda: keras.optimizers.SGD(0.1, moment
     x, y = (np.concatenate(np.concatenate(a[:, halves])) for a in (x, y))
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((T, I)), UntiedSimpleRNN(U, **options), keras.layers.Dense(1)])
-    model.compile(optimizer(), "mse")
+    # On TensorFlow XLA takes longer to compile than these few steps.
+    model.compile(optimizer(), "mse", jit_compile=BACKEND == "jax")
     model.fit(x, y, batch_size=len(x) // 4, shuffle=False, verbose=0)
     return model
 

@@ -4,6 +4,7 @@ Their numbers come from constant initializers: one weight set for each timestep 
 """
 
 import importlib
+import re
 from types import SimpleNamespace
 
 import keras
@@ -30,8 +31,16 @@ EXCEPTIONS = {
         "Random numbers come from a copy of the cell, made when the layer is built; before, it has none"
     ),
 }
-# Half of the time of all, with Keras's layers as well.
-SLOW = ("stacked_rnn_cells_test", "test_basics")
+# What takes seconds: layers called and trained in every form, which `test_layer_check` of each does as well.
+SLOW = {
+    "simple_rnn_test": "test_basics",
+    "lstm_test": "test_basics",
+    "gru_test": "test_basics",
+    "rnn_test": "test_basics",
+    "bidirectional_test": "test_(basics|output_shape|fused_.*)",
+    "stacked_rnn_cells_test": "test_(basics|return_state_stacked_lstm_cell)",
+    "dropout_rnn_cell_test": "test_basics",
+}
 
 
 def untied(module_name, class_name):
@@ -43,8 +52,8 @@ def untied(module_name, class_name):
     for (where, name), reason in EXCEPTIONS.items():
         if where == module_name and hasattr(tests, name):
             pytest.mark.xfail(reason=reason, strict=True)(getattr(tests, name))
-    if module_name == SLOW[0]:
-        pytest.mark.slow(getattr(tests, SLOW[1]))
+    for name in filter(re.compile(SLOW[module_name]).fullmatch, dir(tests)):
+        pytest.mark.release(getattr(tests, name))
     return tests
 
 

@@ -49,8 +49,7 @@ def untied(constraint=None, **options):
 
 def model_of(make):
     constraint = keras.constraints.MaxNorm(0.8)
-    layers = [make(constraint), make(constraint)]
-    return keras.Sequential([keras.Input((T, I)), *layers, keras.layers.Dense(1, name="head")])
+    return keras.Sequential([keras.Input((T, I)), make(constraint), keras.layers.Dense(1, name="head")])
 
 
 def fit(model, optimizer=None, seed=1, epochs=2, eager=False, **options):
@@ -88,18 +87,17 @@ FITTED = {
 def test_fit_equals_a_model_of_separate_variables(name, rng):
     model, loop = model_of(untied), model_of(Loop)
     randomised(model, rng)
-    for ours, theirs in zip(model.layers[:2], loop.layers, strict=False):
-        theirs.assign(ours)
-    loop.layers[2].set_weights(model.layers[2].get_weights())
+    (layer, head), (loops, loop_head) = model.layers, loop.layers
+    loops.assign(layer)
+    loop_head.set_weights(head.get_weights())
     before = model.get_weights()
     fit(model, PerTimestep(FITTED[name]()))
     fit(loop, FITTED[name](), eager=BACKEND == "tensorflow")  # which is faster
     assert all(np.abs(new - old).max() > 0.01 for new, old in zip(model.get_weights(), before, strict=True))
-    for ours, theirs in zip(model.layers[:2], loop.layers, strict=False):
-        for key, sets in theirs.sets.items():
-            for t in range(T):
-                np.testing.assert_allclose(ours.weights_at(t)[key], numpy(sets)[t], rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(model.layers[2].get_weights(), loop.layers[2].get_weights(), strict=True):
+    for key, sets in loops.sets.items():
+        for t in range(T):
+            np.testing.assert_allclose(layer.weights_at(t)[key], numpy(sets)[t], rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(head.get_weights(), loop_head.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

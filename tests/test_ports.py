@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from autodiff import outputs_and_gradients, to_numpy
+from autodiff import outputs_and_gradients
 from cases import B, T
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
@@ -65,8 +65,10 @@ def assert_same(layer, loop, pairs, x, rng, initial_state=None, **kwargs):
             whose weights it holds stacked.
     """
     given = {} if initial_state is None else {"initial_state": initial_state}
-    layer(x, **given, **kwargs)  # builds it
-    cotangents = [rng.normal(size=y.shape) for y in to_numpy(loop(x, **given, **kwargs))]
+    symbolic = keras.tree.map_structure(lambda array: keras.KerasTensor(array.shape, DTYPE), {"x": x} | given)
+    for each in (layer, loop):
+        outputs = each(symbolic["x"], **{name: symbolic[name] for name in given}, **kwargs)  # builds it
+    cotangents = [rng.normal(size=y.shape) for y in keras.tree.flatten(outputs)]
     parts_of = {}
     for stacked, modules in pairs():
         for stack, *parts in zip(stacked.weights, *(module.weights for module in modules), strict=True):
@@ -98,7 +100,7 @@ def assert_cell_unfolds(make, x, start, rng, unroll, constants=(), given=False):
     """
     layer = UntiedRNN(make(), return_sequences=True, return_state=True, unroll=unroll)
     loop = Loop([make() for _ in range(T)], start)
-    loop(x)
+    loop(keras.KerasTensor(x.shape, DTYPE))
     for name, values in constants:
         for cell, value in zip(loop.cells, values, strict=True):
             getattr(cell, name).assign(value)
@@ -109,52 +111,41 @@ def repeated(y):
     return np.repeat(y[:, None], T, axis=1)
 
 
-either_form = pytest.mark.parametrize("unroll", [False, True])
-# On JAX each takes seconds to compile.
-either_form_of_cell = pytest.mark.parametrize("unroll", [False] if BACKEND == "jax" else [False, True])
-
-
 # Algorithms unfolded: the measurements are the input of every timestep.
 
 
-@either_form_of_cell
-def test_lista_with_support_selection(unroll, rng):
+def test_lista_with_support_selection(rng):
     y = repeated(rng.normal(size=(B, M)))
     constants = [("selected", [0, 1, 1, 2])]
-    assert_cell_unfolds(SupportSelectionCell, y, [np.zeros((B, N))], rng, unroll, constants)
+    assert_cell_unfolds(SupportSelectionCell, y, [np.zeros((B, N))], rng, unroll=True, constants=constants)
 
 
-@either_form_of_cell
-def test_lamp(unroll, rng):
+def test_lamp(rng):
     start = [np.zeros((B, size)) for size in LAMPCell.state_size]
-    assert_cell_unfolds(LAMPCell, repeated(rng.normal(size=(B, M))), start, rng, unroll)
+    assert_cell_unfolds(LAMPCell, repeated(rng.normal(size=(B, M))), start, rng, unroll=False)
 
 
-@either_form_of_cell
-def test_tista(unroll, rng):
-    assert_cell_unfolds(TISTACell, repeated(rng.normal(size=(B, M))), [np.zeros((B, N))], rng, unroll)
+def test_tista(rng):
+    assert_cell_unfolds(TISTACell, repeated(rng.normal(size=(B, M))), [np.zeros((B, N))], rng, unroll=True)
 
 
-@either_form_of_cell
-def test_detnet_with_the_loss_of_every_layer(unroll, rng):
+def test_detnet_with_the_loss_of_every_layer(rng):
     h, y = rng.normal(size=(B, N, M)), rng.normal(size=(B, N, 1))
     x = repeated(h.transpose(0, 2, 1) @ np.concatenate([h, y], axis=-1))
-    assert_cell_unfolds(DetNetCell, x, [np.zeros((B, M)), np.zeros((B, 2))], rng, unroll)
+    assert_cell_unfolds(DetNetCell, x, [np.zeros((B, M)), np.zeros((B, 2))], rng, unroll=False)
 
 
-@either_form_of_cell
-def test_convolutions_with_data_consistency(unroll, rng):
+def test_convolutions_with_data_consistency(rng):
     mask = (rng.random((B, *IMAGE, 1)) < 0.5) * 1.0
     x = repeated(np.concatenate([mask * rng.normal(size=(B, *IMAGE, 2)), mask], axis=-1))
-    assert_cell_unfolds(CascadeCell, x, [np.ones((B, *IMAGE, 2))], rng, unroll)
+    assert_cell_unfolds(CascadeCell, x, [np.ones((B, *IMAGE, 2))], rng, unroll=False)
 
 
 # Strategies and networks.
 
 
-@either_form_of_cell
-def test_deep_hedging(unroll, rng):
-    assert_cell_unfolds(StrategyCell, rng.normal(size=(B, T, 2)), [np.zeros((B, 1))], rng, unroll)
+def test_deep_hedging(rng):
+    assert_cell_unfolds(StrategyCell, rng.normal(size=(B, T, 2)), [np.zeros((B, 1))], rng, unroll=True)
 
 
 def test_transformer_blocks(rng):
@@ -162,13 +153,11 @@ def test_transformer_blocks(rng):
     assert_cell_unfolds(BlockCell, np.zeros((B, T, 0)), tokens, rng, unroll=False, given=True)
 
 
-@either_form_of_cell
-def test_time_varying_rnn_in_segments(unroll, rng):
+def test_time_varying_rnn_in_segments(rng):
     """TV-RNN: segments of unequal length, each with its own head."""
     index = [0, 0, 1, 2, 2, 2, 3, 4, 4]
-    layer = UntiedSimpleRNN(
-        4, output_units=2, weight_index=index, return_sequences=True, return_state=True, unroll=unroll
-    )
+    options = {"weight_index": index, "return_sequences": True, "return_state": True, "unroll": False}
+    layer = UntiedSimpleRNN(4, output_units=2, **options)
     loop = Loop([CellWithHead(4, 2) for _ in range(5)], [np.zeros((B, 4))], index)
     assert_same(layer, loop, lambda: [(layer, loop.cells)], rng.normal(size=(B, 9, 3)), rng)
 
@@ -304,8 +293,7 @@ def listed(make):
     return Loop(cells, [np.zeros((B, size)) for size in keras.tree.flatten(cells[0].state_size)])
 
 
-@either_form
-@pytest.mark.parametrize("cell", [lista_cell, lamp_cell])
+@pytest.mark.parametrize(("cell", "unroll"), [(lista_cell, True), (lamp_cell, False)])
 def test_a_matrix_that_all_timesteps_share(cell, unroll, rng):
     model = SharedMatrix(cell, lambda make: UntiedRNN(make(), return_sequences=True, unroll=unroll))
     loop = SharedMatrix(cell, listed)
@@ -316,25 +304,21 @@ def test_a_matrix_that_all_timesteps_share(cell, unroll, rng):
     assert_same(model, loop, pairs, rng.normal(size=(B, M)), rng)
 
 
-@pytest.mark.parametrize(("cell", "unroll"), [(lista_cell, False), (lamp_cell, True)])
-def test_fit_trains_a_matrix_that_all_timesteps_share(cell, unroll, rng):
-    options = {"return_sequences": True, "unroll": unroll}
-    untied = SharedMatrix(cell, lambda make: UntiedRNN(make(), **options))
-    tied = SharedMatrix(cell, lambda make: UntiedRNN(make(), block_size=T, timesteps=T, **options))
-    of_keras = SharedMatrix(cell, lambda make: keras.layers.RNN(make(), return_sequences=True))
-    loop = SharedMatrix(cell, listed)
+def test_fit_trains_a_matrix_that_all_timesteps_share(rng):
+    options = {"return_sequences": True, "unroll": False, "block_size": T, "timesteps": T}
+    tied = SharedMatrix(lista_cell, lambda make: UntiedRNN(make(), **options))
+    of_keras = SharedMatrix(lista_cell, lambda make: keras.layers.RNN(make(), return_sequences=True))
     y, target, w = rng.normal(size=(B, M)), rng.normal(size=(B, T, N)), rng.normal(size=(M, N))
-    for model in (untied, tied, of_keras, loop):
+    for model in (tied, of_keras):
         model.matrix.kernel.assign(w)
-        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=BACKEND == "jax")
         model.fit(y, target, batch_size=B, verbose=0)
 
     def trained(layer):
         return [ops.convert_to_numpy(weight).ravel() for weight in layer.trainable_weights]
 
-    for one, other in ((untied, loop), (tied, of_keras)):
-        np.testing.assert_allclose(trained(one.matrix), trained(other.matrix), **EXACT)
-        np.testing.assert_allclose(
-            np.ravel(trained(one.timesteps)), np.ravel(trained(other.timesteps)), **EXACT
-        )
-        assert np.abs(trained(one.matrix)[0] - w.ravel()).max() > 1e-3
+    np.testing.assert_allclose(trained(tied.matrix), trained(of_keras.matrix), **EXACT)
+    np.testing.assert_allclose(
+        np.ravel(trained(tied.timesteps)), np.ravel(trained(of_keras.timesteps)), **EXACT
+    )
+    assert np.abs(trained(tied.matrix)[0] - w.ravel()).max() > 1e-3

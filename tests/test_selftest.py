@@ -26,11 +26,14 @@ def assert_right(*args):
 
 
 # The command, which runs below as well, has the other batch and three units.
-@pytest.mark.parametrize(
-    ("batch", "units", "forms"),
-    [(1, 120, selftest.FORMS), (7, 64, [selftest.DEFAULT]), (40_000, 1, selftest.FORMS)],
-    ids=["1-120", "7-64", "40000-1"],
-)
+SHAPES = [
+    (7, 64, [selftest.DEFAULT]),
+    pytest.param(1, 120, selftest.FORMS, marks=pytest.mark.release),
+    pytest.param(40_000, 1, selftest.FORMS, marks=pytest.mark.release),
+]
+
+
+@pytest.mark.parametrize(("batch", "units", "forms"), SHAPES, ids=["7-64", "1-120", "40000-1"])
 @pytest.mark.parametrize("name", selftest.SUBJECTS)
 def test_compilers_compute_the_layers_right(name, batch, units, forms):
     assert_right(name, (batch, 2, units), forms)
@@ -44,27 +47,43 @@ def test_compilers_compute_all_shapes_right(name, batch, units):
     assert_right(name, (batch, 3, units))
 
 
-def test_command_prints_versions_layers_and_verdict():
-    done = subprocess.run(
-        [sys.executable, "-m", "untied_rnn.selftest"], capture_output=True, text=True, check=False
-    )
-    versions, device, *layers, verdict = done.stdout.splitlines()
+@pytest.fixture
+def tiny(monkeypatch):
+    """A self-test of small shapes."""
+    for name in ("SMALL", "LARGE"):
+        monkeypatch.setattr(selftest, name, TINY)
+
+
+def check_report(report, subjects):
+    versions, device, *layers, verdict = report.splitlines()
     for name in ("python", "untied_rnn", "keras", BACKEND, "numpy"):
         assert f"{name} " in versions
     assert ("jaxlib" in versions) == (BACKEND == "jax")
     assert device.startswith("device ")
-    assert [line.split()[0] for line in layers] == list(selftest.SUBJECTS)
+    assert [line.split()[0] for line in layers] == list(subjects)
     largest = max(float(line.split()[-1]) for line in layers)
     assert verdict.startswith("RIGHT: all ")
     assert verdict.endswith(f"The largest relative error is {largest:.1e}.")
-    assert done.returncode == 0
 
 
-def test_command_says_what_is_wrong(monkeypatch, capsys):
+@pytest.mark.release
+def test_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "untied_rnn.selftest"], capture_output=True, text=True, check=True
+    )
+    check_report(done.stdout, selftest.SUBJECTS)
+
+
+def test_command_prints_versions_layers_and_verdict(tiny, monkeypatch, capsys):
+    for name in ("UntiedSimpleRNN", "UntiedLSTM", "UntiedRNN"):  # for time
+        monkeypatch.delitem(selftest.SUBJECTS, name)
+    assert selftest.main() == 0
+    check_report(capsys.readouterr().out, selftest.SUBJECTS)
+
+
+def test_command_says_what_is_wrong(tiny, monkeypatch, capsys):
     right = UntiedGRU.call
     monkeypatch.setattr(UntiedGRU, "call", lambda *args, **kwargs: 1.01 * right(*args, **kwargs))
-    for name in ("SMALL", "LARGE"):
-        monkeypatch.setattr(selftest, name, TINY)
     for name in ("UntiedSimpleRNN", "UntiedLSTM", "UntiedRNN"):  # for time
         monkeypatch.delitem(selftest.SUBJECTS, name)
     assert selftest.main() == 1

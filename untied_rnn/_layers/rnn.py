@@ -136,6 +136,12 @@ class UntiedRNN(RecurrentLayer):
                 "layer's cell, or use `UntiedRNN.from_tied(layer)`. "
                 f"Received the whole layer: cell={cell!r}"
             )
+        if any(size < 1 for size in keras.tree.flatten(plain(cell.state_size))):
+            raise ValueError(
+                "Expected a cell whose `state_size` is known before it is built, such as 3 or ((8, 8, 3),). "
+                "Keras's convolutional cells learn theirs when they are built. "
+                f"Received: state_size={cell.state_size} of cell={cell!r}"
+            )
         if cell.built and cell.variables:
             raise ValueError(
                 "Expected a cell that is not built, since each timestep gets separate weights "
