@@ -74,7 +74,7 @@ def enter_copy() -> None:
 
 def run(mutant: MutationSpec) -> dict[str, str | int]:
     files = [f"tests/test_{name}.py" for name in TESTS[mutant.module_path.stem]]
-    pytest = f"{sys.executable} -m pytest -x -q --deselect {SKIPPED} {' '.join(files)}"
+    pytest = f"{sys.executable} -m pytest -x -q -m 'not slow' --deselect {SKIPPED} {' '.join(files)}"
     start = time.perf_counter()
     for backend in BACKENDS.get(mutant.module_path.stem, ["tensorflow"]):
         result = mutate_and_test([mutant], f"env KERAS_BACKEND={backend} {pytest}", LIMIT)

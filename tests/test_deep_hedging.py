@@ -1,14 +1,12 @@
 """The example of deep hedging: its mathematics against other computations, then as a user runs it."""
 
 import csv
-import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
-from test_examples import EXAMPLES
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
@@ -178,17 +176,12 @@ def test_least_prices_are_those_of_the_page(least, prices):
     assert band["cost"] < with_costs["cost"]
 
 
-def test_a_short_run_writes_sane_numbers(tmp_path, least):
+@pytest.mark.release
+def test_a_short_run_writes_sane_numbers(tmp_path, least, monkeypatch, capsys):
     out = tmp_path / "new" / "out"
-    script = f"""
-import pathlib
-import deep_hedging as example  # noqa: E402 (what it needs is looked for first)
-example.NETWORKS = {{"own weights": example.NETWORKS["own weights"]}}
-example.run(seeds=1, epochs=1, paths=4096, out=pathlib.Path({str(out)!r}))
-"""
-    process = subprocess.run([sys.executable, "-c", script], cwd=EXAMPLES, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert "own weights, costs 0.2%, seed 0" in process.stdout
+    monkeypatch.setattr(example, "NETWORKS", {"own weights": example.NETWORKS["own weights"]})
+    example.run(seeds=1, epochs=1, paths=4096, out=out)
+    assert "own weights, costs 0.2%, seed 0" in capsys.readouterr().out
     with (out / "hedges.csv").open() as file:
         rows = {(float(row["rate"]), row["hedge"]): row for row in csv.DictReader(file)}
     assert len(rows) == 6

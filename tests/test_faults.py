@@ -28,7 +28,9 @@ pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow" or sys.platform != "linux", reason="the examples are TensorFlow's, limits Linux's"
 )
 # Each run is killed twice.
-RUNS = pytest.mark.parametrize("runs", [1, pytest.param(20, marks=pytest.mark.slow)])
+RUNS = pytest.mark.parametrize(
+    "runs", [pytest.param(1, marks=pytest.mark.release), pytest.param(20, marks=pytest.mark.slow)]
+)
 EPOCHS = {"modern": 25, "seed": 2}
 
 digits = test_examples.digits
@@ -204,6 +206,7 @@ def fill_disk(process):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, 1000))
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("recipe", "fault", "message"),
     [

@@ -1,10 +1,11 @@
 """`examples/lista.py`: the algorithm, the network that it is unfolded into, and the script."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
-from test_examples import finish, run
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
@@ -13,6 +14,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 import lista  # noqa: E402 (what it needs is looked for first)
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """The script as a function of its arguments."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lista.py", *map(str, arguments)])
+        lista.main()
+
+    return call
 
 
 @pytest.mark.parametrize(("momentum", "steps"), [(False, 4000), (True, 600)])
@@ -98,19 +110,17 @@ def test_codes_are_sparse_and_fresh():
         assert not np.array_equal(first, other[1])
 
 
-def test_training_beats_the_algorithm(tmp_path):
+def test_training_beats_the_algorithm(main, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lista, "STEPS_PER_EPOCH", 300)
     data = tmp_path / "problem.npz"
     np.savez(data, A=lista.dictionary(8, 12, 0), x_test=lista.sparse_codes(300, 12, [9]).T)
-    code, stdout, stderr = finish(
-        run("lista.py", "--data", data, "--steps", 4, "--epochs", 1, "--out", tmp_path / "out")
-    )
-    assert code == 0, stderr
+    main("--data", data, "--steps", 4, "--epochs", 1, "--out", tmp_path / "out")
     errors = pd.read_csv(tmp_path / "out/errors.csv")
     assert list(errors) == ["step", "ISTA", "FISTA", "before training", "LISTA"]
     assert list(errors.step) == [1, 2, 3, 4]
     np.testing.assert_allclose(errors["before training"], errors.ISTA, atol=1e-3)
     assert errors.LISTA.iloc[-1] < errors.FISTA.iloc[-1] - 1
-    assert f"error of LISTA {errors.LISTA.iloc[-1]:.2f} dB" in stdout
+    assert f"error of LISTA {errors.LISTA.iloc[-1]:.2f} dB" in capsys.readouterr().out
     # Which another program reads back when it knows the cell.
     with np.load(data) as arrays:
         a, codes = arrays["A"], arrays["x_test"].T
@@ -130,11 +140,12 @@ def test_training_beats_the_algorithm(tmp_path):
         ({"A": np.zeros((2, 3)), "x_test": np.zeros((4, 5))}, r"received (2, 3) and (4, 5)"),
     ],
 )
-def test_wrong_data_is_one_line(tmp_path, arrays, message):
+def test_wrong_data_is_one_line(main, tmp_path, arrays, message):
     data = tmp_path / "problem.npz"
     if arrays is not None:
         np.savez(data, **arrays)
-    code, _, stderr = finish(run("lista.py", "--data", data, "--out", tmp_path / "out"))
-    assert code == 1
-    assert message in stderr.splitlines()[-1]
+    with pytest.raises(SystemExit) as raised:
+        main("--data", data, "--out", tmp_path / "out")
+    assert message in raised.value.code
+    assert "\n" not in raised.value.code
     assert not (tmp_path / "out").exists()

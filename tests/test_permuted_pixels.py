@@ -1,13 +1,13 @@
 """`examples/permuted_pixels.py`: its data, its layers, and the script."""
 
 import argparse
+import sys
 
 import keras
 import numpy as np
 import pytest
 import test_examples
 from conftest import BACKEND
-from test_examples import finish, run
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
@@ -18,6 +18,17 @@ pytestmark = pytest.mark.skipif(
 import permuted_pixels as example  # noqa: E402 (what it needs is looked for first)
 
 digits = test_examples.digits
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """The script as a function of its arguments."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["permuted_pixels.py", *map(str, arguments)])
+        example.main()
+
+    return call
 
 
 def test_all_images_are_read_in_the_same_random_order():
@@ -80,15 +91,24 @@ def test_layers(layer, parameters):
     np.testing.assert_allclose(model.layers[2](x), np.maximum(kernel, 0), atol=1e-6)
 
 
-def test_writes_what_it_says(digits, tmp_path):
-    code, stdout, stderr = finish(run("permuted_pixels.py", "--quick", "--data", digits, "--out", tmp_path))
-    assert code == 0, stderr
+def test_writes_what_it_says(main, digits, tmp_path, monkeypatch, capsys):
+    x_train, y_train, x_test, y_test = example.load_digits(str(digits))
+    small = x_train[:, ::4, ::4], y_train, x_test[:, ::4, ::4], y_test
+    monkeypatch.setattr(example, "load_digits", {str(digits): small}.get)
+    main("--coarse", "--units", 8, "--epochs", 2, "--data", digits, "--out", tmp_path)
     log = pd.read_csv(tmp_path / "metrics.csv")
-    assert len(log) == 10
-    assert f"test accuracy {log.val_accuracy.iloc[-1]:.4f} (200 digits), untied, 106,954 parameters" in stdout
-    assert keras.saving.load_model(tmp_path / "model.keras").layers[2].timesteps == 98
+    assert len(log) == 2
+    printed = capsys.readouterr().out
+    assert f"test accuracy {log.val_accuracy.iloc[-1]:.4f} (200 digits), untied, 730 parameters" in printed
+    assert keras.saving.load_model(tmp_path / "model.keras").layers[2].timesteps == 4 * 2
     for picture in ("learning_curve.png", "weights.png"):
         assert (tmp_path / picture).stat().st_size > 5000
+
+
+def test_quick_is_short_whatever_else_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["permuted_pixels.py", "--quick", "--units", "3", "--shift", "1"])
+    args = example.parse()
+    assert (args.coarse, args.shift, args.units, args.epochs) == (True, 0, 32, 10)
 
 
 def test_weights_are_drawn_where_their_pixel_is(monkeypatch, tmp_path):
@@ -109,8 +129,8 @@ def test_weights_are_drawn_where_their_pixel_is(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("argument", [("--dropout", 1), ("--shift", -1), ("--layer", "cnn"), ("--units", 0)])
-def test_wrong_arguments_are_refused(tmp_path, argument):
-    code, _, stderr = finish(run("permuted_pixels.py", *argument, "--out", tmp_path / "out"))
-    assert code == 2
-    assert f"error: argument {argument[0]}: " in stderr
+def test_wrong_arguments_are_refused(main, tmp_path, argument, capsys):
+    with pytest.raises(SystemExit):
+        main(*argument, "--out", tmp_path / "out")
+    assert f"error: argument {argument[0]}: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

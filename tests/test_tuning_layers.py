@@ -12,6 +12,7 @@ from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimp
 
 pytestmark = test_tuning.pytestmark
 data = test_tuning.data
+_quick_to_clear = test_tuning._quick_to_clear
 
 
 def of_cells(units, dropout=0.0, **arguments):
@@ -34,27 +35,26 @@ def made(hypermodel, **chosen):
 
 
 @pytest.mark.parametrize(
-    ("layer", "make", "arguments"),
+    ("layer", "make", "num_layers", "arguments"),
     [
-        ("UntiedSimpleRNN", UntiedSimpleRNN, {"block_size": 2}),
-        ("UntiedLSTM", UntiedLSTM, {"period": 3, "dropout": 0.3}),
-        ("UntiedGRU", UntiedGRU, {"reset_after": False}),
-        (of_cells, of_cells, {"block_size": 2, "dropout": 0.3}),
-        (dense, dense, {"period": 3}),
+        ("UntiedLSTM", UntiedLSTM, 1, {"period": 2, "dropout": 0.3}),
+        ("UntiedGRU", UntiedGRU, 1, {"reset_after": False}),
+        (of_cells, of_cells, 1, {"block_size": 2, "dropout": 0.3}),
+        (dense, dense, 2, {"period": 2}),
     ],
-    ids=["simple", "LSTM", "GRU", "cells", "dense"],
+    ids=["LSTM", "GRU", "cells", "dense"],
 )
-def test_trains_like_the_model_written_by_hand(layer, make, arguments, data, tmp_path):
+def test_trains_like_the_model_written_by_hand(layer, make, num_layers, arguments, data, tmp_path):
     x, y = data
-    model, _ = trained(of(layer, num_layers=2, **arguments), values(), x, y, epochs=1)
+    model, _ = trained(of(layer, num_layers=num_layers, **arguments), values(), x, y, epochs=1)
 
     keras.utils.set_random_seed(0)
-    sequences = keras.Input((5, 2))
-    states = make(4, return_sequences=True, **arguments)(sequences)
-    states = make(4, return_sequences=False, **arguments)(states)
+    sequences = states = keras.Input((3, 2))
+    for i in range(num_layers):
+        states = make(4, return_sequences=i < num_layers - 1, **arguments)(states)
     states = keras.layers.Flatten()(states) if make is dense else states
     by_hand = keras.Model(sequences, keras.layers.Dense(3)(states))
-    by_hand.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    by_hand.compile(keras.optimizers.SGD(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     before = by_hand.get_weights()
     keras.utils.set_random_seed(0)
     by_hand.fit(x, y, batch_size=16, shuffle=False, verbose=0)
@@ -63,23 +63,19 @@ def test_trains_like_the_model_written_by_hand(layer, make, arguments, data, tmp
 
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert_same([loaded.predict(x, verbose=0)], [model.predict(x, verbose=0)])
+    assert_same(*([keras.ops.convert_to_numpy(each(x))] for each in (loaded, model)))
 
 
 def test_trials_of_a_search_compute_what_each_computes_alone(data, tmp_path):
-    hypermodel = small(layer=["UntiedSimpleRNN", "UntiedGRU"], block_size=[1, 5], dropout=0.3)
-    tuner = random_search(hypermodel, tmp_path, max_trials=3, objective="val_loss")
+    hypermodel = small(layer=["UntiedSimpleRNN", "UntiedGRU"], block_size=[1, 3], dropout=0.3)
+    tuner = random_search(hypermodel, tmp_path, max_trials=2, seed=2, objective="val_loss")
     trials = searched(tuner, *data, epochs=1, shuffle=False)
     assert {trial.hyperparameters["layer"] for trial in trials} == {"UntiedSimpleRNN", "UntiedGRU"}
-    assert {trial.hyperparameters["block_size"] for trial in trials} == {1, 5}
+    assert {trial.hyperparameters["block_size"] for trial in trials} == {1, 3}
     for trial in trials:
         alone = small(**trial.hyperparameters.values, dropout=0.3)
         _, history = trained(alone, values(), *data, epochs=1, validation_split=0.5)
         assert history.history["val_loss"] == [trial.score]
-    x, y = data
-    (best,) = tuner.get_best_models()
-    loss = best.evaluate(x[16:], y[16:], verbose=0, return_dict=True)["loss"]
-    assert loss == pytest.approx(min(trial.score for trial in trials))
 
 
 def test_ranges_of_sharing_reach_the_layers(tmp_path):
@@ -123,9 +119,9 @@ def test_a_function_gets_what_is_given():
         received.append((units, arguments))
         return UntiedSimpleRNN(units, **arguments)
 
-    given = {"recurrent_dropout": [0.1, 0.2], "block_size": 5, "use_bias": False}
+    given = {"recurrent_dropout": [0.1, 0.2], "block_size": 3, "use_bias": False}
     of(layer, num_layers=2, **given).build(values(recurrent_dropout=0.2))
-    chosen = {"recurrent_dropout": 0.2, "block_size": 5, "use_bias": False}
+    chosen = {"recurrent_dropout": 0.2, "block_size": 3, "use_bias": False}
     assert received[-2:] == [
         (4, {"return_sequences": True, "name": "untied_0", **chosen}),
         (4, {"return_sequences": False, "name": "untied_1", **chosen}),
@@ -139,31 +135,22 @@ def scaling(units, dropout, **arguments):
     return UntiedSimpleRNN(units, activation=scaled, **arguments)
 
 
-@pytest.mark.parametrize(
-    ("layer", "ranges"),
-    [
-        (["UntiedSimpleRNN", "UntiedGRU"], {}),
-        ("UntiedSimpleRNN", {"block_size": [1, 5]}),
-        (scaling, {"dropout": [0.25, 0.75]}),
-    ],
-    ids=["layer", "block_size", "function"],
-)
-def test_trials_of_other_layers_have_programs_of_their_own(layer, ranges, data):
-    ((name, choices),) = (ranges or {"layer": layer}).items()
-    hypermodel = of(layer, **ranges)
-    for choice in choices:
-        model, history = trained(hypermodel, values(**{name: choice}), *data)
-    alone, alone_history = trained(of(layer, **ranges), values(**{name: choice}), *data)
+def test_trials_that_a_configuration_does_not_tell_apart_have_programs_of_their_own(data):
+    ranges = {"dropout": [0.25, 0.75]}
+    hypermodel = of(scaling, **ranges)
+    for dropout in ranges["dropout"]:
+        model, history = trained(hypermodel, values(dropout=dropout), *data)
+    alone, alone_history = trained(of(scaling, **ranges), values(dropout=dropout), *data)
     assert_same(model.get_weights(), alone.get_weights())
     assert history.history == alone_history.history
-    assert len(hypermodel._programs) == (0 if BACKEND == "torch" else 2)
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothing")
-def test_trials_of_a_function_compile_once(data, tmp_path):
+def test_trials_of_a_function_compile_once(data):
     hypermodel = of(of_cells, learning_rate=[0.01, 0.1])
-    trials = searched(random_search(hypermodel, tmp_path, max_trials=2), *data, epochs=1)
-    assert [trial.status for trial in trials] == ["COMPLETED"] * 2
+    for learning_rate in (0.01, 0.1):
+        keras.utils.clear_session()  # as tuners do, for a cell's name is its number in the session
+        trained(hypermodel, values(learning_rate=learning_rate), *data, epochs=1)
     assert len(hypermodel._programs) == 1
 
 
@@ -175,7 +162,7 @@ def ignores_return_sequences(units, return_sequences, **arguments):
     ("num_layers", "arguments", "message"),
     [
         (2, {"layer": ignores_return_sequences}, r"outputs all timesteps.*shape=\(None, 4\).*sequences=True"),
-        (1, {"layer": lambda units, **_: keras.layers.Reshape((1, 1, 10))}, "Reshape.*shape=.None, 1, 1, 10"),
+        (1, {"layer": lambda units, **_: keras.layers.Reshape((1, 1, 6))}, "Reshape.*shape=.None, 1, 1, 6"),
         (1, {"layer": "UntiedGRU", "return_state": True}, r"the last one, \(batch, features\)"),
     ],
     ids=["one timestep", "rank 4", "states"],
