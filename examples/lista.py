@@ -150,6 +150,12 @@ def draw(errors: pd.DataFrame, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_weights(layer: UntiedRNN, path: pathlib.Path) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    plot.weight_norms(layer, ax=figure.subplots())
+    figure.savefig(path, dpi=120)
+
+
 def problem(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """The dictionary and the codes to test on."""
     if args.data is None:
@@ -216,8 +222,7 @@ def train(args: argparse.Namespace) -> None:
     replace(args.out / "errors.csv", lambda path: errors.round(4).to_csv(path))
     replace(args.out / "errors.png", lambda path: draw(errors, path))
     replace(args.out / "model.keras", model.save)
-    figure = plot.weight_norms(model.get_layer("iteration"))
-    replace(args.out / "weights.png", lambda path: figure.savefig(path, dpi=120))
+    replace(args.out / "weights.png", lambda path: draw_weights(model.get_layer("iteration"), path))
     last = errors.iloc[-1]
     print(f"error of LISTA {last.LISTA:.2f} dB, of FISTA {last.FISTA:.2f} dB; results in {args.out}")
 
