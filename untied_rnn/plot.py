@@ -1,7 +1,7 @@
 """Pictures of how weights, states and gradients change along time (matplotlib, the extra `examples`).
 
 Each function draws into the matplotlib axes `ax`, or into new ones, and returns them. New axes stand in a new
-pyplot figure: a notebook shows it by itself, `plt.show()` elsewhere, and `ax.figure.savefig(path)` writes it.
+pyplot figure: a notebook shows it by itself, `plt.show()` elsewhere, and `plt.savefig(path)` writes it.
 pyplot keeps its figures until `plt.close`; to draw many, give `ax`. Timesteps that share weights look alike.
 """
 
