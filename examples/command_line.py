@@ -19,6 +19,11 @@ def fail(what: str, error: Exception) -> NoReturn:
     sys.exit(f"error: {what}: {' '.join(str(error).split())}")
 
 
+def verbosity() -> int:
+    """Of `fit`: a progress bar in a terminal, and one line an epoch in a file or a pipe."""
+    return 1 if sys.stdout.isatty() else 2
+
+
 def start(train: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Has a file that cannot be read or written end in one line."""
     try:

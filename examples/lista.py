@@ -17,11 +17,12 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-from command_line import end_on_interrupt, fail, positive, replace, start
+from command_line import end_on_interrupt, fail, positive, replace, start, verbosity
 from keras import ops
 from matplotlib.figure import Figure
 
 from untied_rnn import UntiedRNN, plot
+from untied_rnn.callbacks import IntactBackup
 
 BATCH_SIZE = 64
 STEPS_PER_EPOCH = 1000
@@ -150,6 +151,12 @@ def draw(errors: pd.DataFrame, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_weights(layer: UntiedRNN, path: pathlib.Path) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    plot.weight_norms(layer, ax=figure.subplots())
+    figure.savefig(path, dpi=120)
+
+
 def problem(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """The dictionary and the codes to test on."""
     if args.data is None:
@@ -178,6 +185,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/lista"))
+    parser.add_argument("--resume", action="store_true", help="go on in --out with a run of the same options")
     parser.add_argument("--quick", action="store_true", help="125 coefficients, 3 epochs")
     args = parser.parse_args()
     if args.quick:
@@ -210,18 +218,22 @@ def train(args: argparse.Namespace) -> None:
     schedule = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.epochs * STEPS_PER_EPOCH)
     model.compile(keras.optimizers.Adam(schedule), log_error(0.8), metrics=[decibels])
     model.summary()
-    model.fit(FreshCodes(a, args.seed), epochs=args.epochs, shuffle=False)
+    backup = IntactBackup(args.out / "backup.zip")
+    if not args.resume:
+        backup.archive.unlink(missing_ok=True)
+    fresh = FreshCodes(a, args.seed, epoch=backup.initial_epoch)
+    model.fit(fresh, epochs=args.epochs, shuffle=False, verbose=verbosity(), callbacks=[backup])
     errors["LISTA"] = errors_now()
     print(errors.round(2).to_string())
     replace(args.out / "errors.csv", lambda path: errors.round(4).to_csv(path))
     replace(args.out / "errors.png", lambda path: draw(errors, path))
     replace(args.out / "model.keras", model.save)
-    figure = plot.weight_norms(model.get_layer("iteration"))
-    replace(args.out / "weights.png", lambda path: figure.savefig(path, dpi=120))
+    replace(args.out / "weights.png", lambda path: draw_weights(model.get_layer("iteration"), path))
+    backup.archive.unlink()
     last = errors.iloc[-1]
     print(f"error of LISTA {last.LISTA:.2f} dB, of FISTA {last.FISTA:.2f} dB; results in {args.out}")
 
 
 if __name__ == "__main__":
-    end_on_interrupt("interrupted")
+    end_on_interrupt("interrupted: go on with the same command and --resume")
     main()

@@ -1,7 +1,8 @@
 """The NumPy loops of the library's self-test, and their derivatives to every element."""
 
 import numpy as np
-from untied_rnn.reference import (
+
+from untied_rnn._reference import (
     dense,
     gru_step,
     gru_step_reset_before,

@@ -15,7 +15,9 @@ from cases import case_name, pairwise, randomised
 from conftest import BACKEND, DTYPE
 from keras import ops
 
-from untied_rnn import UntiedGRU, UntiedRNN, UntiedSimpleRNN, cell_rnn, recurrence
+from untied_rnn import UntiedGRU, UntiedRNN, UntiedSimpleRNN
+from untied_rnn._layers import rnn as cell_rnn
+from untied_rnn._loops import recurrence
 
 B, T, I, U = 3, 3, 2, 4  # noqa: E741 (the letters of the formulas)
 # Largest error allowed, as a fraction of the largest number: of outputs and gradients, and of gradients of

@@ -15,9 +15,11 @@ import pytest
 from autodiff import outputs_and_gradients
 from conftest import BACKEND
 from keras import ops
-from untied_rnn.compilation import WrittenOut, fastest_form
 
-from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, cell_rnn, recurrence
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+from untied_rnn._layers import rnn as cell_rnn
+from untied_rnn._loops import recurrence
+from untied_rnn._loops.compilation import WrittenOut, fastest_form
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
 

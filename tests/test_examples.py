@@ -1,6 +1,8 @@
 """The examples as a user runs them: as scripts, in a process of their own."""
 
 import pathlib
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -48,26 +50,52 @@ def digits(tmp_path_factory):
     return path
 
 
+# Modules that need what the examples need: imported by the tests that are not skipped.
+
+
 @pytest.fixture(scope="module")
 def mnist_rows():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import mnist_rows
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    import mnist_rows
+
     return mnist_rows
+
+
+@pytest.fixture(scope="module")
+def digit_batches():
+    import digit_batches
+
+    return digit_batches
+
+
+def test_quickstart_prints_an_accuracy_and_draws(digits, tmp_path, monkeypatch, capsys):
+    import digits as module
+
+    loaded = []
+
+    def load_digits(source):
+        loaded.append(source)
+        return load(str(digits))
+
+    load = module.load_digits
+    monkeypatch.setattr(module, "load_digits", load_digits)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "quickstart.py"))
+    accuracy, count = re.search(r"test accuracy (\S+) \((\d+) digits\)", capsys.readouterr().out).groups()
+    assert (loaded, count) == (["sample"], "200")
+    assert float(accuracy) > 0.9
+    assert (tmp_path / "quickstart.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
     "recipe",
     [
         "modern",
-        pytest.param("seed", marks=pytest.mark.release),
+        pytest.param("notebook", marks=pytest.mark.release),
         pytest.param("best", marks=pytest.mark.release),
     ],
 )
 def test_mnist_rows_writes_what_it_says(digits, tmp_path, recipe):
-    epochs = {"modern": 8, "seed": 1, "best": 2}[recipe]
+    epochs = {"modern": 8, "notebook": 1, "best": 2}[recipe]
     code, stdout, stderr = finish(
         run("mnist_rows.py", "--data", digits, "--recipe", recipe, "--epochs", epochs, "--out", tmp_path)
     )
@@ -87,12 +115,12 @@ def test_mnist_rows_writes_what_it_says(digits, tmp_path, recipe):
     assert (tmp_path / "learning_curve.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("recipe", ["modern", "seed", "best"])
+@pytest.mark.parametrize("recipe", ["modern", "notebook", "best"])
 def test_quick_shortens_a_recipe(digits, tmp_path, mnist_rows, recipe, monkeypatch):
     fitted = {}
     monkeypatch.setattr(keras.Model, "fit", lambda self, *_, **options: fitted.update(options))
     monkeypatch.setattr(keras.Model, "evaluate", lambda *_, **__: (0.0, 0.0))
-    monkeypatch.setattr(mnist_rows, "draw", lambda metrics, overlay, steps, path: path.touch())
+    monkeypatch.setattr("robust_run.draw", lambda metrics, overlay, steps, path: path.touch())
     for arguments, expected in (
         (["--quick"], mnist_rows.RECIPES[recipe].quick_epochs),
         ([], mnist_rows.RECIPES[recipe].epochs),
@@ -115,42 +143,42 @@ def test_quick_shortens_a_recipe(digits, tmp_path, mnist_rows, recipe, monkeypat
         assert fitted["epochs"] == expected
 
 
-def warped(mnist_rows, images, matrix, shift):
+def warped(digit_batches, images, matrix, shift):
     matrices, shifts = (np.array([part] * len(images), "float32") for part in (matrix, shift))
-    return mnist_rows.warp(keras.ops.convert_to_tensor(images), matrices, shifts).numpy()
+    return digit_batches.warp(keras.ops.convert_to_tensor(images), matrices, shifts).numpy()
 
 
-def test_warp_of_whole_pixels_is_exact(mnist_rows):
+def test_warp_of_whole_pixels_is_exact(digit_batches):
     images = np.random.default_rng(0).random((3, 28, 28)).astype("float32")
     identity, quarter_turn = np.eye(2), [[0, -1], [1, 0]]
-    np.testing.assert_array_equal(warped(mnist_rows, images, identity, [0, 0]), images)
+    np.testing.assert_array_equal(warped(digit_batches, images, identity, [0, 0]), images)
     shifted = np.zeros_like(images)  # each pixel is the one to the right by 1 and above by 2
     shifted[:, 2:, :-1] = images[:, :-2, 1:]
-    np.testing.assert_array_equal(warped(mnist_rows, images, identity, [1, -2]), shifted)
+    np.testing.assert_array_equal(warped(digit_batches, images, identity, [1, -2]), shifted)
     turned = np.rot90(images, axes=(1, 2))
-    np.testing.assert_array_equal(warped(mnist_rows, images, quarter_turn, [0, 0]), turned)
-    between = warped(mnist_rows, images, identity, [0.25, 0])[:, :, :-1]
+    np.testing.assert_array_equal(warped(digit_batches, images, quarter_turn, [0, 0]), turned)
+    between = warped(digit_batches, images, identity, [0.25, 0])[:, :, :-1]
     np.testing.assert_allclose(between, 0.75 * images[:, :, :-1] + 0.25 * images[:, :, 1:], atol=1e-6)
 
 
-def test_distortions_are_small_and_differ(mnist_rows):
+def test_distortions_are_small_and_differ(digit_batches):
     dot = np.zeros((500, 28, 28), "float32")
     dot[:, 13:15, 13:15] = 0.25
-    moved = mnist_rows.distorted(dot, 0, 7).numpy()
+    moved = digit_batches.distorted(dot, 0, 7).numpy()
     position = np.arange(28) - 13.5
     centres = np.stack([(moved.sum(axis) @ position) / moved.sum((1, 2)) for axis in (1, 2)])
     assert len(np.unique(centres)) > 900
-    assert 1.5 < np.abs(centres).max() < mnist_rows.SHIFT / (1 - 2 * mnist_rows.STRETCH)
+    assert 1.5 < np.abs(centres).max() < digit_batches.SHIFT / (1 - 2 * digit_batches.STRETCH)
     assert np.abs(centres.mean(axis=1)).max() < 0.2
 
 
 @pytest.mark.parametrize("distort", [False, True])
-def test_batches_are_functions_of_seed_and_step(mnist_rows, distort):
+def test_batches_are_functions_of_seed_and_step(digit_batches, distort):
     x = np.random.default_rng(0).random((300, 28, 28)).astype("float32")
     y = np.arange(300, dtype="int32")
 
     def take(count, seed=0, first_step=0):
-        stream = mnist_rows.batches(x, y, seed, first_step, distort).take(count)
+        stream = digit_batches.batches(x, y, seed, first_step, distort).take(count)
         return [(images.numpy(), labels.numpy()) for images, labels in stream]
 
     whole = take(6)
@@ -162,13 +190,13 @@ def test_batches_are_functions_of_seed_and_step(mnist_rows, distort):
     assert not np.array_equal(take(1, seed=1)[0][1], whole[0][1])
     for images, labels in whole:
         assert np.array_equal(images, x[labels]) != distort
-    first, second = (mnist_rows.distorted(x[:1], 0, step).numpy() for step in (0, 1))
+    first, second = (digit_batches.distorted(x[:1], 0, step).numpy() for step in (0, 1))
     assert not np.array_equal(first, second)  # a digit is seen in another form in each pass
 
 
-def test_seed_recipe_is_the_notebook(digits, mnist_rows):
+def test_notebook_recipe_is_the_notebook(digits, mnist_rows):
     """Shapes, no biases in the recurrence, N(0, 1) everywhere, and outputs that stay untrained."""
-    model = mnist_rows.seed_recipe(50, 130, 1000)
+    model = mnist_rows.notebook_recipe(50, 130, 1000)
     assert [(w.name, tuple(w.shape)) for w in model.weights] == [
         ("kernel", (28, 28, 50)),
         ("recurrent_kernel", (28, 50, 50)),
@@ -217,11 +245,8 @@ def broken(tmp_path, kind, digits):
     "kind", ["missing", "text", "truncated", "pickled", "keys", "float", "flat", "short", "labels"]
 )
 def test_foreign_digits_are_a_one_line_error(digits, tmp_path, kind):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        from digits import load_digits
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    from digits import load_digits
+
     path = broken(tmp_path, kind, digits)
     with pytest.raises(SystemExit) as raised:
         load_digits(str(path))

@@ -23,6 +23,7 @@ from conftest import BACKEND
 from test_examples import finish, run
 
 from untied_rnn import UntiedSimpleRNN
+from untied_rnn.callbacks import IntactBackup
 
 pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow" or sys.platform != "linux", reason="the examples are TensorFlow's, limits Linux's"
@@ -31,32 +32,9 @@ pytestmark = pytest.mark.skipif(
 RUNS = pytest.mark.parametrize(
     "runs", [pytest.param(1, marks=pytest.mark.release), pytest.param(20, marks=pytest.mark.slow)]
 )
-EPOCHS = {"modern": 25, "seed": 2}
+EPOCHS = {"modern": 25, "notebook": 2}
 
 digits = test_examples.digits
-
-
-class IntactBackup(keras.callbacks.BackupAndRestore):
-    """`BackupAndRestore` that can go on after a kill at any moment.
-
-    Keras overwrites its two files in place, and cannot restore files that a kill has torn. Here they are
-    zipped when they are whole, and the archive takes the place of the last one. It outlives `fit`, so
-    that a kill before the model is saved loses nothing either: delete it when the model is.
-    """
-
-    def __init__(self, archive):
-        super().__init__(f"{archive}_unfinished")
-        self.archive = archive
-
-    def on_train_begin(self, logs=None):
-        shutil.rmtree(self.backup_dir, ignore_errors=True)
-        if os.path.exists(self.archive):
-            shutil.unpack_archive(self.archive, self.backup_dir, "zip")
-        super().on_train_begin(logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        os.replace(shutil.make_archive(self.backup_dir, "zip", self.backup_dir), self.archive)
 
 
 def fit(folder):
@@ -210,7 +188,7 @@ def fill_disk(process):
 @pytest.mark.parametrize(
     ("recipe", "fault", "message"),
     [
-        ("seed", subprocess.Popen.kill, None),
+        ("notebook", subprocess.Popen.kill, None),
         ("modern", lambda process: process.send_signal(signal.SIGINT), "interrupted: go on with"),
         ("modern", fill_disk, "error: cannot use --out"),
     ],

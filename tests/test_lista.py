@@ -110,6 +110,31 @@ def test_codes_are_sparse_and_fresh():
         assert not np.array_equal(first, other[1])
 
 
+def test_resume_ends_at_the_same_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(lista, "STEPS_PER_EPOCH", 2)
+    np.savez(tmp_path / "problem.npz", A=lista.dictionary(4, 6, 0), x_test=lista.sparse_codes(20, 6, [9]).T)
+
+    def main(out, *options):
+        data = ["--data", str(tmp_path / "problem.npz"), "--steps", "2", "--epochs", "3"]
+        monkeypatch.setattr("sys.argv", ["", *data, "--out", str(tmp_path / out), *options])
+        lista.main()
+
+    def interrupt(callback, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    main("whole")
+    with monkeypatch.context() as context:
+        context.setattr(keras.callbacks.BackupAndRestore, "on_epoch_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            main("stopped")
+    assert (tmp_path / "stopped/backup.zip").exists()
+    main("stopped", "--resume")
+    for name in ("errors.csv", "errors.png"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "stopped/backup.zip").exists()
+
+
 def test_training_beats_the_algorithm(main, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lista, "STEPS_PER_EPOCH", 300)
     data = tmp_path / "problem.npz"

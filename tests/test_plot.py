@@ -12,10 +12,21 @@ from example_cells import CELLS
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 
+import matplotlib
+from matplotlib import pyplot
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from reference import simple_rnn
 
 from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, plot
+
+matplotlib.use("Agg")  # pictures in windows are of no use here
+
+
+@pytest.fixture(autouse=True)
+def pyplot_keeps_nothing():
+    yield
+    pyplot.close("all")
 
 
 def built(rng, **options):
@@ -24,8 +35,8 @@ def built(rng, **options):
     return randomised(layer, rng)
 
 
-def lines(figure):
-    return {line.get_label(): np.array(line.get_ydata()) for line in figure.axes[0].lines}
+def lines(ax):
+    return {line.get_label(): np.array(line.get_ydata()) for line in ax.lines}
 
 
 def matrices(layer, name):
@@ -47,11 +58,11 @@ def test_weight_norms(rng, options):
 @pytest.mark.parametrize("name", ["kernel", "recurrent_kernel"])
 def test_singular_values(rng, name):
     layer = built(rng, weight_index=[1, 0, 2, 1])
-    figure = plot.singular_values(layer, name)
-    drawn = np.stack([line.get_ydata() for line in figure.axes[0].lines])
+    ax = plot.singular_values(layer, name)
+    drawn = np.stack([line.get_ydata() for line in ax.lines])
     for t, w in enumerate(matrices(layer, name)):
         np.testing.assert_allclose(np.sort(drawn[:, t] ** 2)[::-1], gram_spectrum(w), **EXACT)
-    assert figure.axes[1].get_ylabel() == "rank, from the largest"
+    assert ax.figure.axes[1].get_ylabel() == "rank, from the largest"
 
 
 def gram_spectrum(w):
@@ -70,8 +81,8 @@ def test_neighbour_distances(rng):
     np.testing.assert_allclose(drawn["recurrent_kernel"], expected, **EXACT)
     np.testing.assert_allclose(drawn["kernel"][:2], [0, 2], **EXACT)  # equal, and opposite
     np.testing.assert_array_equal(drawn["bias"], np.zeros(T - 1))
-    axes = plot.neighbour_distances(layer).axes[0]
-    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [1, 2, 3])
+    ax = plot.neighbour_distances(layer)
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [1, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -81,16 +92,16 @@ def test_state_trajectories(rng, options):
     layer = built(rng, **options)
     x = rng.normal(size=(B, T, I))
     before = [np.array(w) for w in layer.get_weights()]
-    figure = plot.state_trajectories(layer, x)
+    ax = plot.state_trajectories(layer, x)
     weights = {name: matrices(layer, name) for name in ("kernel", "recurrent_kernel", "bias")}
     states, _ = simple_rnn(x, np.zeros((B, U)), **weights)
-    grey = [line.get_xydata() for line in figure.axes[0].lines[:B]]
+    grey = [line.get_xydata() for line in ax.lines[:B]]
     flat = (states - states.mean(axis=(0, 1))).reshape(-1, U)
     _, components = np.linalg.eigh(flat.T @ flat)
     for drawn, component in zip(np.stack(grey).reshape(-1, 2).T, components.T[:0:-1], strict=True):
         expected = flat @ component
         np.testing.assert_allclose(drawn * np.sign(drawn @ expected), expected, rtol=1e-4, atol=1e-4)
-    first, last = figure.axes[0].lines[B], figure.axes[0].lines[-1]
+    first, last = ax.lines[B], ax.lines[-1]
     np.testing.assert_allclose(first.get_xydata(), [way[0] for way in grey])
     assert to_rgba(first.get_color()) != to_rgba(last.get_color())
     for w, same in zip(layer.get_weights(), before, strict=True):
@@ -111,7 +122,7 @@ def test_state_trajectories_are_the_outputs_of_other_layers(rng, make):
     layer.build((B, T, I))
     randomised(layer, rng)
     x = rng.normal(size=(B, T, I)).astype(DTYPE)
-    grey = [line.get_xydata() for line in plot.state_trajectories(layer, x).axes[0].lines[:B]]
+    grey = [line.get_xydata() for line in plot.state_trajectories(layer, x).lines[:B]]
     last = layer(x)
     last = keras.ops.convert_to_numpy(last[0] if isinstance(last, tuple) else last)
     assert [way.shape for way in grey] == [(T, 2)] * B
@@ -143,6 +154,37 @@ def test_dense_layers_are_drawn(rng):
     layer = UntiedDense(U, timesteps=T)
     layer.build((None, T, I))
     assert len(lines(plot.neighbour_distances(layer))["kernel"]) == T - 1
+
+
+DRAW = {
+    "weight_norms": plot.weight_norms,
+    "singular_values": plot.singular_values,
+    "neighbour_distances": plot.neighbour_distances,
+    "state_trajectories": lambda layer, **to: plot.state_trajectories(layer, np.ones((B, T, I)), **to),
+    "gradient_norms": lambda layer, **to: plot.gradient_norms(layer, layer.get_weights(), **to),
+}
+
+
+@pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
+def test_draws_into_given_axes_or_a_new_pyplot_figure(rng, draw):
+    layer = built(rng)
+    given = Figure().subplots()
+    assert draw(layer, ax=given) is given
+    assert not pyplot.get_fignums()
+    new = draw(layer)
+    assert [new.figure.number] == pyplot.get_fignums()
+    for a, b in zip(new.lines, given.lines, strict=True):
+        np.testing.assert_array_equal(a.get_xydata(), b.get_xydata())
+    assert (new.get_xlabel(), new.get_ylabel()) == (given.get_xlabel(), given.get_ylabel()) != ("", "")
+
+
+@pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
+def test_an_error_leaves_no_figure(rng, draw):
+    with pytest.raises(ValueError, match="built"):
+        draw(UntiedSimpleRNN(U))
+    with pytest.raises(TypeError, match="`ax` to be one matplotlib Axes"):
+        draw(built(rng), ax=Figure().subplots(1, 2))
+    assert not pyplot.get_fignums()
 
 
 @pytest.mark.parametrize(

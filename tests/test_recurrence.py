@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
-from untied_rnn.recurrence import affine_recurrence
-from untied_rnn.sharing import periodic
 
-from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, recurrence
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
+from untied_rnn._loops import recurrence
+from untied_rnn._loops.recurrence import affine_recurrence
+from untied_rnn._loops.scan import Stack
+from untied_rnn._weights.sharing import periodic
 
 T, B, INPUT_DIM, U = 4, 2, 5, 3
 LAYERS = {
@@ -25,10 +27,11 @@ def problem(rng, name, sets=T):
     return layer, [ops.convert_to_tensor(rng.normal(size=shape), DTYPE) for shape in shapes]
 
 
-def recurred(layer, tensors, **options):
+def recurred(layer, tensors, index=None, **options):
     """The outputs of `affine_recurrence` for such a list."""
     number = len(layer.state_size)
-    weights = dict(zip(("kernel", "recurrent_kernel", "bias"), tensors[1 + number :], strict=True))
+    stacks = [Stack(values, index) for values in tensors[1 + number :]]
+    weights = dict(zip(("kernel", "recurrent_kernel", "bias"), stacks, strict=True))
     return affine_recurrence(layer.gates, tensors[0], tensors[1 : 1 + number], weights, **options)[0]
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from autodiff import to_numpy
 from conftest import BACKEND
-from untied_rnn.rnn import BaseUntiedRNN, Run
 
 from untied_rnn import UntiedSimpleRNN
+from untied_rnn._layers.recurrent import RecurrentLayer, Sequences
 
 B, T, I, U = 3, 4, 2, 5  # noqa: E741 (the letters of the formulas)
 
@@ -334,7 +334,7 @@ ARGUMENTS |= dict.fromkeys(["return_sequences", "return_state", "go_backwards", 
 ARGUMENTS |= {"zero_output_for_mask": False, "jit_compile": "auto"}
 
 
-class Sums(BaseUntiedRNN):
+class Sums(RecurrentLayer):
     """No more than a subclass must define, and two states: `s_t = s_{t-1} + w_t x_t`, and sums of means."""
 
     state_size = (I, 1)
@@ -346,10 +346,12 @@ class Sums(BaseUntiedRNN):
     def build_weights(self, step_shape):
         self.weight = self.add_timestep_weight("weight", step_shape, keras.initializers.RandomNormal())
 
-    def recurrence(self, run):
-        assert run.noise == {}
-        sums = run.states[0] + keras.ops.cumsum(run.inputs * run.weights["weight"][:, None], axis=0)
-        means = run.states[1] + keras.ops.mean(sums, axis=-1, keepdims=True)
+    def recurrence(self, sequences):
+        assert sequences.random == {}
+        sums = sequences.states[0] + keras.ops.cumsum(
+            sequences.inputs * sequences.weights["weight"].values[:, None], axis=0
+        )
+        means = sequences.states[1] + keras.ops.mean(sums, axis=-1, keepdims=True)
         return means, [sums[-1], means[-1]]
 
 
@@ -380,8 +382,8 @@ def test_all_states_of_a_stateful_subclass_carry_on(x):
 
 
 def test_base_layer_says_what_a_subclass_must_define(x):
-    layer = BaseUntiedRNN(ARGUMENTS)
+    layer = RecurrentLayer(ARGUMENTS)
     with pytest.raises(NotImplementedError, match="build_weights"):
         layer.build(x.shape)
     with pytest.raises(NotImplementedError, match="recurrence"):
-        layer.recurrence(Run(x, [], None, {}, {}, False))
+        layer.recurrence(Sequences(x, [], None, {}, {}, False))

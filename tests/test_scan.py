@@ -5,7 +5,8 @@ import pytest
 from cases import case_name, pairwise
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
-from untied_rnn.scan import scan
+
+from untied_rnn._loops.scan import scan
 
 OPTIONS = {
     "unroll": [False, True, 1, 2, 3, 7],

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 from keras import ops
-from untied_rnn.reference import dense
 
-from untied_rnn import UntiedDense, UntiedGRU, compilation, lstm, reference, selftest
+from untied_rnn import UntiedDense, UntiedGRU, selftest
+from untied_rnn import _reference as reference
+from untied_rnn._layers import lstm
+from untied_rnn._loops import compilation
+from untied_rnn._reference import dense
 
 BATCHES, UNITS = (1, 7, 32_769, 40_000), (1, 3, 64, 120)
 TINY = (7, 3, 2)

@@ -6,10 +6,10 @@ import pytest
 from cases import B, I, U
 from conftest import BACKEND, DTYPE
 from keras import ops
-from untied_rnn.draws import initializer_at
-from untied_rnn.timestep_weights import TimestepConstraint, TimestepInitializer, TimestepRegularizer
 
 from untied_rnn import UntiedDense, UntiedLSTM, UntiedRNN
+from untied_rnn._weights.draws import initializer_at
+from untied_rnn._weights.per_set import TimestepConstraint, TimestepInitializer, TimestepRegularizer
 
 T = 20
 RANDOM = [

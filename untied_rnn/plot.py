@@ -1,7 +1,8 @@
 """Pictures of how weights, states and gradients change along time (matplotlib, the extra `examples`).
 
-Each function draws a layer into a new figure and returns it: `figure.savefig(path)` writes it, and a notebook
-shows it. Timesteps that share weights show the same.
+Each function draws into the matplotlib axes `ax`, or into new ones, and returns them. New axes stand in a new
+pyplot figure: a notebook shows it by itself, `plt.show()` elsewhere, and `plt.savefig(path)` writes it.
+pyplot keeps its figures until `plt.close`; to draw many, give `ax`. Timesteps that share weights look alike.
 """
 
 from collections.abc import Sequence
@@ -15,17 +16,17 @@ from untied_rnn._layers.recurrent import RecurrentLayer
 from untied_rnn._weights.moves import like
 
 try:
+    from matplotlib import pyplot
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
 except ImportError as error:
     raise ImportError(
         '`untied_rnn.plot` needs matplotlib. Install it with: pip install "untied-rnn[examples]"'
     ) from error
 
 
-def weight_norms(layer: UntiedLayer) -> Figure:
+def weight_norms(layer: UntiedLayer, ax: Axes | None = None) -> Axes:
     """Draws the size of each timestep's weights.
 
     ```
@@ -34,12 +35,13 @@ def weight_norms(layer: UntiedLayer) -> Figure:
 
     Args:
         layer: A built untied layer.
+        ax: A `matplotlib.axes.Axes` to draw into. Default: new ones, in a new pyplot figure.
 
     Returns:
-        A `matplotlib.figure.Figure` with one line for each kind of weight.
+        The `matplotlib.axes.Axes` with one line for each kind of weight.
 
     Raises:
-        TypeError, ValueError: If `layer` is no untied layer, or not built.
+        TypeError, ValueError: If `layer` is no untied layer, or not built; if `ax` is no single axes.
 
     Example:
 
@@ -48,17 +50,18 @@ def weight_norms(layer: UntiedLayer) -> Figure:
 
     layer = UntiedSimpleRNN(50)
     layer.build((None, 28, 28))
-    figure = plot.weight_norms(layer)
+    ax = plot.weight_norms(layer)
     ```
     """
-    figure, axes = _axes("norm of the weights")
-    for name, stack in _along_time(layer).items():
-        axes.plot(_norms(stack), ".-", label=name)
-    axes.legend()
-    return figure
+    weights = _along_time(layer)
+    ax = _labelled(ax, "norm of the weights")
+    for name, stack in weights.items():
+        ax.plot(_norms(stack), ".-", label=name)
+    ax.legend()
+    return ax
 
 
-def singular_values(layer: UntiedLayer, weight: str = "recurrent_kernel") -> Figure:
+def singular_values(layer: UntiedLayer, weight: str = "recurrent_kernel", ax: Axes | None = None) -> Axes:
     """Draws the singular values of one kind of weight: how much each timestep stretches, and shrinks.
 
     ```
@@ -70,27 +73,29 @@ def singular_values(layer: UntiedLayer, weight: str = "recurrent_kernel") -> Fig
     Args:
         layer: A built untied layer.
         weight: Name of a matrix of it, such as `"kernel"`.
+        ax: A `matplotlib.axes.Axes` to draw into. Default: new ones, in a new pyplot figure.
 
     Returns:
-        A `matplotlib.figure.Figure` with one line for the largest values of the timesteps, one for the
+        The `matplotlib.axes.Axes` with one line for the largest values of the timesteps, one for the
         second largest, and so on.
 
     Raises:
-        TypeError, ValueError: If `layer` is no untied layer, or not built, or has no matrix of that name.
+        TypeError, ValueError: If `layer` is no untied layer, or not built, or has no matrix of that name;
+            if `ax` is no single axes.
     """
     weights = _along_time(layer)
     matrices = [name for name, stack in weights.items() if stack.ndim == 3]
     if weight not in matrices:
         raise ValueError(f"Expected `weight` to be one of {matrices}. Received: weight={weight!r}")
     values = np.linalg.svd(weights[weight], compute_uv=False)
-    figure, axes = _axes(f"singular values of {weight}")
-    colours = _colours(figure, axes, "rank, from the largest", values.shape[1])
+    ax = _labelled(ax, f"singular values of {weight}")
+    colours = _colours(ax, "rank, from the largest", values.shape[1])
     for line, colour in zip(values.T, colours, strict=True):
-        axes.plot(line, color=colour, linewidth=1)
-    return figure
+        ax.plot(line, color=colour, linewidth=1)
+    return ax
 
 
-def neighbour_distances(layer: UntiedLayer) -> Figure:
+def neighbour_distances(layer: UntiedLayer, ax: Axes | None = None) -> Axes:
     """Draws how far the weights of neighbouring timesteps are apart.
 
     ```
@@ -102,29 +107,31 @@ def neighbour_distances(layer: UntiedLayer) -> Figure:
 
     Args:
         layer: A built untied layer.
+        ax: A `matplotlib.axes.Axes` to draw into. Default: new ones, in a new pyplot figure.
 
     Returns:
-        A `matplotlib.figure.Figure` with one line for each kind of weight, from timestep 1.
+        The `matplotlib.axes.Axes` with one line for each kind of weight, from timestep 1.
 
     Raises:
-        TypeError, ValueError: If `layer` is no untied layer, or not built, or has one timestep only.
+        TypeError, ValueError: If `layer` is no untied layer, or not built, or has one timestep only;
+            if `ax` is no single axes.
     """
     weights = _along_time(layer)
     if len(next(iter(weights.values()))) < 2:
         raise ValueError("Expected a layer with two timesteps or more. Received: weights for one")
-    figure, axes = _axes("distance from the timestep before")
+    ax = _labelled(ax, "distance from the timestep before")
     for name, stack in weights.items():
         squares, distance = _norms(stack) ** 2, _norms(np.diff(stack, axis=0))
         size = np.sqrt((squares[1:] + squares[:-1]) / 2)
         # Weights that are zero at both timesteps, such as new biases, are equal.
         relative = np.divide(distance, size, out=np.zeros_like(distance), where=size > 0)
-        axes.plot(np.arange(1, len(stack)), relative, ".-", label=name)
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return figure
+        ax.plot(np.arange(1, len(stack)), relative, ".-", label=name)
+    ax.set_ylim(bottom=0)
+    ax.legend()
+    return ax
 
 
-def state_trajectories(layer: RecurrentLayer, sequences: Any) -> Figure:
+def state_trajectories(layer: RecurrentLayer, sequences: Any, ax: Axes | None = None) -> Axes:
     """Draws each sequence's hidden-state trajectory in its first two principal components.
 
     ```
@@ -135,13 +142,14 @@ def state_trajectories(layer: RecurrentLayer, sequences: Any) -> Figure:
         layer: A built recurrent layer. Of an `UntiedRNN` the outputs of its cell are drawn, of an
             `UntiedLSTM` its hidden states. A stateful one starts from its states, which stay as they are.
         sequences: `(batch, timesteps, input_dim)`, a few of them.
+        ax: A `matplotlib.axes.Axes` to draw into. Default: new ones, in a new pyplot figure.
 
     Returns:
-        A `matplotlib.figure.Figure` with a line for each sequence, whose points are coloured by timestep.
+        The `matplotlib.axes.Axes` with a line for each sequence, whose points are coloured by timestep.
 
     Raises:
         TypeError, ValueError: If `layer` is no recurrent untied layer, or not built, or its states have
-            one component only.
+            one component only; if `ax` is no single axes.
     """
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"Expected an untied recurrent layer. Received: {layer!r}")
@@ -151,16 +159,16 @@ def state_trajectories(layer: RecurrentLayer, sequences: Any) -> Figure:
     centred = states - states.mean(axis=(0, 1))
     _, _, components = np.linalg.svd(centred.reshape(-1, states.shape[-1]), full_matrices=False)
     trajectories = centred @ components[:2].T
-    figure, axes = _axes("second principal component", "first principal component")
+    ax = _labelled(ax, "second principal component", "first principal component")
     for trajectory in trajectories:
-        axes.plot(*trajectory.T, color="0.8", linewidth=1, zorder=0)
-    colours = _colours(figure, axes, "timestep", states.shape[1])
+        ax.plot(*trajectory.T, color="0.8", linewidth=1, zorder=0)
+    colours = _colours(ax, "timestep", states.shape[1])
     for points, colour in zip(trajectories.swapaxes(0, 1), colours, strict=True):
-        axes.plot(*points.T, ".", color=colour)
-    return figure
+        ax.plot(*points.T, ".", color=colour)
+    return ax
 
 
-def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any]) -> Figure:
+def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any], ax: Axes | None = None) -> Axes:
     """Draws how much of a gradient arrives at each timestep.
 
     ```
@@ -173,13 +181,14 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any]) -> Figure:
     Args:
         layer: A built untied layer.
         gradients: Gradients with respect to `layer.trainable_variables`, in their order.
+        ax: A `matplotlib.axes.Axes` to draw into. Default: new ones, in a new pyplot figure.
 
     Returns:
-        A `matplotlib.figure.Figure` with one line for each kind of weight, on a logarithmic scale.
+        The `matplotlib.axes.Axes` with one line for each kind of weight, on a logarithmic scale.
 
     Raises:
         TypeError, ValueError: If `layer` is no untied layer, or not built, or the gradients are not as many
-            as its variables, or of other shapes.
+            as its variables, or of other shapes; if `ax` is no single axes.
 
     Example:
 
@@ -191,7 +200,7 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any]) -> Figure:
     layer = UntiedSimpleRNN(50)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layer(np.random.random((32, 28, 28))) ** 2)
-    figure = plot.gradient_norms(layer, tape.gradient(loss, layer.trainable_variables))
+    ax = plot.gradient_norms(layer, tape.gradient(loss, layer.trainable_variables))
     ```
     """
     _check(layer)
@@ -203,15 +212,15 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any]) -> Figure:
             f"Received: shapes {[array.shape for array in arrays]}"
         )
     stacks = {id(stack.variables[0]): stack for stack in layer.stacks}
-    figure, axes = _axes("norm of the gradient")
+    ax = _labelled(ax, "norm of the gradient")
     for variable, array in zip(layer.trainable_variables, arrays, strict=True):
         stack = stacks[id(variable)]
         norms = np.full(stack.sharing.sets, np.nan)  # frozen ones have no gradient
         norms[stack.trained_sets] = _norms(array)
-        axes.plot(norms[layer.set_of(_timesteps(layer))], ".-", label=variable.name)
-    axes.set_yscale("log")
-    axes.legend()
-    return figure
+        ax.plot(norms[layer.set_of(_timesteps(layer))], ".-", label=variable.name)
+    ax.set_yscale("log")
+    ax.legend()
+    return ax
 
 
 # What layers are made of, as NumPy arrays whose first axis is the timesteps.
@@ -252,15 +261,18 @@ def _norms(stack: np.ndarray) -> np.ndarray:
 # Drawing.
 
 
-def _axes(ylabel: str, xlabel: str = "timestep") -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    return figure, axes
+def _labelled(ax: Axes | None, ylabel: str, xlabel: str = "timestep") -> Axes:
+    """The given axes, or new ones: called after all other checks, so that an error leaves no figure."""
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    elif not isinstance(ax, Axes):
+        raise TypeError(f"Expected `ax` to be one matplotlib Axes, or None. Received: {ax!r}")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
 
 
-def _colours(figure: Figure, axes: Axes, label: str, count: int) -> np.ndarray:
+def _colours(ax: Axes, label: str, count: int) -> np.ndarray:
     """So many colours in a row, with a bar that tells what they stand for."""
     scale = ScalarMappable(Normalize(0, max(count - 1, 1)), "viridis")
-    figure.colorbar(scale, ax=axes, label=label)
+    ax.figure.colorbar(scale, ax=ax, label=label)
     return scale.to_rgba(np.arange(count))

@@ -7,7 +7,7 @@ from typing import Any
 import griffe
 
 import untied_rnn
-from untied_rnn import documentation
+from untied_rnn import _documentation as documentation
 
 # How sections are written for the parser; those that are not here become text under their title.
 KNOWN = {
@@ -32,7 +32,8 @@ class Completed(griffe.Extension):
             shown = pkg[cls.__module__.removeprefix(f"{pkg.path}.")][name]
             _complete(shown, cls)
             _with_titles(shown.docstring)
-        _with_titles(pkg["tuning.UntiedRNNHyperModel"].docstring)  # not imported by `untied_rnn`
+        for name in ("callbacks.IntactBackup", "tuning.UntiedRNNHyperModel"):  # not in `untied_rnn` itself
+            _with_titles(pkg[name].docstring)
 
 
 def _complete(shown: griffe.Class, cls: type) -> None:

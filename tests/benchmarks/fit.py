@@ -25,9 +25,10 @@ BATCH_SIZE, ROWS, UNITS, CLASSES = 128, 28, 50, 10
 
 
 def ours(x: np.ndarray, y: np.ndarray, steps: int) -> Callable[[], None]:
-    from mnist_rows import batches, seed_recipe
+    from digit_batches import batches
+    from mnist_rows import notebook_recipe
 
-    model = seed_recipe(UNITS, epochs=1, steps_per_epoch=steps)
+    model = notebook_recipe(UNITS, epochs=1, steps=steps)
     data = batches(x, y, seed=0, first_step=0)
 
     def train() -> None:

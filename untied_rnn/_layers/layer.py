@@ -2,6 +2,7 @@
 
 import inspect
 import numbers
+import reprlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -85,6 +86,20 @@ class UntiedLayer(keras.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **_arguments.config(self, self._argument_names)}
+
+    def __repr__(self) -> str:
+        """Keras's, and between name and `built` what there are weights for. Long lists are cut short."""
+        facts = {name: getattr(self, name, None) for name in ("units", "timesteps", *SHARING_ARGUMENTS)}
+        sharing = getattr(self, "sharing", None)
+        if sharing and sharing.sets not in (self.timesteps, self.period):
+            facts["weight_sets"] = sharing.sets
+        facts["frozen_timesteps"] = getattr(self, "frozen_timesteps", None)
+        shown = "".join(
+            f", {name}={reprlib.repr(list(fact)) if isinstance(fact, list) else fact}"
+            for name, fact in facts.items()
+            if fact
+        )
+        return f"<{type(self).__name__} name={self.name}{shown}, built={self.built}>"
 
     # Building.
 
