@@ -8,6 +8,7 @@ pyplot keeps its figures until `plt.close`; to draw many, give `ax`. Timesteps t
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -20,13 +21,13 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         '`untied_rnn.plot` needs matplotlib. Install it with: pip install "untied-rnn[examples]"'
-    ) from error
+    ) from _error
 
 
-def weight_norms(layer: UntiedLayer, ax: Axes | None = None) -> Axes:
+def weight_norms(layer: keras.Layer, ax: Axes | None = None) -> Axes:
     """Draws the size of each timestep's weights.
 
     ```
@@ -61,7 +62,7 @@ def weight_norms(layer: UntiedLayer, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def singular_values(layer: UntiedLayer, weight: str = "recurrent_kernel", ax: Axes | None = None) -> Axes:
+def singular_values(layer: keras.Layer, weight: str = "recurrent_kernel", ax: Axes | None = None) -> Axes:
     """Draws the singular values of one kind of weight: how much each timestep stretches, and shrinks.
 
     ```
@@ -95,7 +96,7 @@ def singular_values(layer: UntiedLayer, weight: str = "recurrent_kernel", ax: Ax
     return ax
 
 
-def neighbour_distances(layer: UntiedLayer, ax: Axes | None = None) -> Axes:
+def neighbour_distances(layer: keras.Layer, ax: Axes | None = None) -> Axes:
     """Draws how far the weights of neighbouring timesteps are apart.
 
     ```
@@ -131,7 +132,7 @@ def neighbour_distances(layer: UntiedLayer, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def state_trajectories(layer: RecurrentLayer, sequences: Any, ax: Axes | None = None) -> Axes:
+def state_trajectories(layer: keras.Layer, sequences: Any, ax: Axes | None = None) -> Axes:
     """Draws each sequence's hidden-state trajectory in its first two principal components.
 
     ```
@@ -168,7 +169,7 @@ def state_trajectories(layer: RecurrentLayer, sequences: Any, ax: Axes | None = 
     return ax
 
 
-def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any], ax: Axes | None = None) -> Axes:
+def gradient_norms(layer: keras.Layer, gradients: Sequence[Any], ax: Axes | None = None) -> Axes:
     """Draws how much of a gradient arrives at each timestep.
 
     ```
@@ -203,7 +204,7 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any], ax: Axes | None
     ax = plot.gradient_norms(layer, tape.gradient(loss, layer.trainable_variables))
     ```
     """
-    _check(layer)
+    layer = _untied(layer)
     arrays = [ops.convert_to_numpy(gradient) for gradient in gradients]
     expected = [tuple(variable.shape) for variable in layer.trainable_variables]
     if [array.shape for array in arrays] != expected:
@@ -226,8 +227,16 @@ def gradient_norms(layer: UntiedLayer, gradients: Sequence[Any], ax: Axes | None
 # What layers are made of, as NumPy arrays whose first axis is the timesteps.
 
 
-def _along_time(layer: UntiedLayer) -> dict[str, np.ndarray]:
-    _check(layer)
+def _untied(layer: keras.Layer) -> UntiedLayer:
+    """The layer, which must be an untied and a built one."""
+    if not isinstance(layer, UntiedLayer):
+        raise TypeError(f"Expected an untied layer. Received: {layer!r}")
+    layer.check_built()
+    return layer
+
+
+def _along_time(layer: keras.Layer) -> dict[str, np.ndarray]:
+    layer = _untied(layer)
     weights = layer.stacks.along_time(_timesteps(layer))
     return {name: stack.astype("float64") for name, stack in weights.items()}
 
@@ -236,16 +245,10 @@ def _timesteps(layer: UntiedLayer) -> np.ndarray:
     return np.arange(layer.timesteps or layer.sharing.sets)  # one period, where there is no end
 
 
-def _check(layer: UntiedLayer) -> None:
-    if not isinstance(layer, UntiedLayer):
-        raise TypeError(f"Expected an untied layer. Received: {layer!r}")
-    layer.check_built()
-
-
 def _states(layer: RecurrentLayer, sequences: Any) -> np.ndarray:
     """The state after each timestep, from a layer like this one that returns them."""
-    _check(layer)
-    without_outputs = {name: None for name in ("output_units",) if hasattr(layer, name)}
+    layer.check_built()
+    without_outputs = {"output_units": None} if hasattr(layer, "output_units") else {}
     returning = like(layer, type(layer), return_sequences=True, return_state=False, **without_outputs)
     # By position, for the layers within a copy of a cell may have names with other numbers. Output matrices,
     # which come last, are left out.
