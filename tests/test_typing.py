@@ -1,6 +1,7 @@
 """What type checkers and editors know of the library: arguments by name and type, and attributes."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -30,8 +31,10 @@ WRONG = [number for number, line in enumerate(SCRIPT.splitlines(), 1) if "# wron
 
 
 def checked(*command):
-    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
-    return result.stdout + result.stderr
+    # Pyright asks the first Python on the path where packages are.
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command, environment = [sys.executable, "-m", *command], {**os.environ, "PATH": path}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
 
 
 def test_mypy_finds_planted_errors(tmp_path):
@@ -43,13 +46,14 @@ def test_mypy_finds_planted_errors(tmp_path):
 
 def test_pyright_finds_planted_errors(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    text = checked("pyright", "--outputjson", "--pythonpath", sys.executable, str(tmp_path / "script.py"))
+    text = checked("pyright", "--outputjson", str(tmp_path / "script.py"))
     found = json.loads(text)["generalDiagnostics"]
     assert [problem["range"]["start"]["line"] + 1 for problem in found] == WRONG, text
 
 
 def test_public_names_have_types():
-    options = ("--verifytypes", "untied_rnn", "--ignoreexternal", "--outputjson", "--pythonpath")
-    found = json.loads(checked("pyright", *options, sys.executable))["typeCompleteness"]
-    unknown = [s["name"] for s in found["symbols"] if s["isExported"] and not s["isTypeKnown"]]
-    assert found["completenessScore"] >= 0.98, unknown
+    options = ("--verifytypes", "untied_rnn", "--ignoreexternal", "--outputjson")
+    symbols = json.loads(checked("pyright", *options))["typeCompleteness"]["symbols"]
+    unknown = {s["name"] for s in symbols if s["isExported"] and not s["isTypeKnown"]}
+    # Keras and keras-tuner have no type information, so that to pyright the type of a base class is unknown.
+    assert unknown == {"untied_rnn.callbacks.IntactBackup", "untied_rnn.tuning.UntiedRNNHyperModel"}

@@ -54,7 +54,9 @@ class IntactBackup(keras.callbacks.BackupAndRestore):
     ```
     """
 
-    def __init__(self, archive: str | os.PathLike):
+    archive: pathlib.Path
+
+    def __init__(self, archive: str | os.PathLike[str]):
         super().__init__(f"{os.fspath(archive)}_unfinished")
         self.archive = pathlib.Path(archive)
 
