@@ -7,6 +7,7 @@ from digits import load_digits
 
 from untied_rnn import UntiedSimpleRNN, plot
 
+keras.utils.set_random_seed(0)
 model = keras.Sequential([keras.Input((28, 28)), UntiedSimpleRNN(50), keras.layers.Dense(10)])
 model.summary()
 
