@@ -135,10 +135,11 @@ DERIVATIVES = {
     "precision": ["float64", "float32", "mixed_bfloat16"],
     "sequences": [False, True],
 }
+FLOAT16 = {"way": "eager", "form": "loop", "name": "simple", "precision": "mixed_float16", "sequences": True}
 
 
 @on_tensorflow
-@pytest.mark.parametrize("case", pairwise(DERIVATIVES), ids=case_name)
+@pytest.mark.parametrize("case", [*pairwise(DERIVATIVES), FLOAT16], ids=case_name)
 def test_derivatives_are_the_same_whoever_compiles(case, forms_that_ran):
     way, form, name, precision, sequences = case.values()
     layer, function = prepared(way, form, precision, derivatives, name, return_sequences=sequences)

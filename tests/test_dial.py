@@ -128,7 +128,7 @@ def test_moves_of_cells_whose_inner_names_differ(move, rng):
 FROZEN = [{}, {"frozen_timesteps": [1]}, {"frozen_timesteps": [0, 2]}, {"trainable": False}]
 
 
-@pytest.mark.parametrize(("source", "target"), zip(FROZEN, [*FROZEN[1:], FROZEN[0]], strict=True))
+@pytest.mark.parametrize(("source", "target"), list(zip(FROZEN, [*FROZEN[1:], FROZEN[0]], strict=True)))
 def test_files_keep_constants_apart_from_trained_weights(source, target, rng, tmp_path):
     """Keras writes constants last: if a frozen layer did not, both matrices would change places."""
     saved, loaded = (

@@ -218,7 +218,8 @@ def test_examples_of_docstrings_run():
 
 
 def test_says_what_it_needs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, plot.__name__)
     with pytest.raises(ImportError, match=r'pip install "untied-rnn\[examples\]"'):
         importlib.import_module(plot.__name__)

@@ -59,8 +59,8 @@ def spread(layer):
 def trained(layer, rng):
     """On a problem that wants another weight at each timestep."""
     model = keras.Sequential([keras.Input((T, I)), layer])
-    steps = 200
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.05, steps)), "mse")
+    steps = 100
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, steps)), "mse")
     x = rng.normal(size=(64 * steps, T, I))
     y = x.sum(axis=-1, keepdims=True) * np.arange(1, T + 1)[:, None]
     model.fit(x, y, batch_size=64, verbose=0)

@@ -234,7 +234,7 @@ def test_wrong_arguments(name, options, error, message):
         FAMILY[name](**options)
 
 
-@pytest.mark.parametrize(("name", "dial"), zip(FAMILY, DIAL, strict=True))
+@pytest.mark.parametrize(("name", "dial"), list(zip(FAMILY, DIAL, strict=True)))
 def test_configuration_and_files(name, dial, rng, tmp_path):
     options, _ = DIAL[dial]
     layer = built(name, rng, **options)
