@@ -72,7 +72,7 @@ CELLS = {
 
 
 @pytest.mark.filterwarnings("ignore:`build")  # of Keras's own layer
-@pytest.mark.parametrize(("name", "unroll"), zip(CELLS, [False, True] * 2, strict=True))
+@pytest.mark.parametrize(("name", "unroll"), [*zip(CELLS, [False, True] * 2, strict=True)])
 def test_one_set_for_all_timesteps_equals_keras(name, unroll, rng):
     layer = UntiedRNN(CELLS[name](), timesteps=T, block_size=T, unroll=unroll, return_sequences=True)
     tied = keras.layers.RNN(CELLS[name](), return_sequences=True, dtype=DTYPE)

@@ -1,7 +1,7 @@
 """Training on several devices, with what Keras and TensorFlow have for it, equals training on one.
 
 Devices must be configured before TensorFlow or JAX starts. So this file, run as a script, is also what
-trains on two of them: `python test_distribution.py FUNCTION FILE`.
+trains on two of them: `python test_distribution.py FUNCTION FILE ...`.
 """
 
 import itertools
@@ -75,13 +75,13 @@ def train(halves=slice(None), optimizer=lambda: keras.optimizers.SGD(0.1, moment
 # What a script does on two devices.
 
 
-def mirrored(path):
+def mirrored(path, form):
     import tensorflow as tf
 
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        np.savez(path, *train().get_weights(), *train(**FORMS["per timestep"]).get_weights())
+        np.savez(path, *train(**FORMS[form]).get_weights())
 
 
 def sharded(path):
@@ -104,15 +104,13 @@ def sharded(path):
 
 
 @on_tensorflow
-def test_mirrored_strategy_equals_one_device(tmp_path):
-    run(__file__, "mirrored", tmp_path / "weights.npz")
+@pytest.mark.parametrize("form", ["loop", pytest.param("per timestep", marks=pytest.mark.release)])
+def test_mirrored_strategy_equals_one_device(form, tmp_path):
+    run(__file__, "mirrored", tmp_path / "weights.npz", form)
     with np.load(tmp_path / "weights.npz") as arrays:
         received = list(arrays.values())
     # The first device by itself gets something else.
-    both, first = (
-        [*train(halves).get_weights(), *train(halves, **FORMS["per timestep"]).get_weights()]
-        for halves in (slice(None), [0])
-    )
+    both, first = (train(halves, **FORMS[form]).get_weights() for halves in (slice(None), [0]))
     for a, expected, alone in zip(received, both, first, strict=True):
         np.testing.assert_allclose(a, expected, **CLOSE)
         assert np.abs(a - alone).max() > 1e-3
@@ -192,4 +190,4 @@ def test_wrong_arguments_end_before_training(example, monkeypatch, arguments, me
 
 
 if __name__ == "__main__":
-    {"mirrored": mirrored, "sharded": sharded}[sys.argv[1]](sys.argv[2])
+    {"mirrored": mirrored, "sharded": sharded}[sys.argv[1]](*sys.argv[2:])
