@@ -1,5 +1,7 @@
 """The search of hidden sizes as a user runs it: interrupted, killed, in several processes."""
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -10,6 +12,7 @@ import sys
 import time
 
 import keras
+import keras_tuner
 import numpy as np
 import pytest
 import test_examples
@@ -29,25 +32,40 @@ WAIT = 300
 
 @pytest.fixture(scope="module")
 def arguments(digits):
-    return ["--data", digits, "--max-trials", 4, "--epochs", 4, "--units", "8:24:8"]
+    # With this seed the first two models have one layer, and the third one two.
+    shortest = ["--max-trials", 3, "--units", "4,8", "--epochs", 2, "--final-epochs", 4, "--seed", 1]
+    return ["--data", digits, *shortest]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(arguments, tmp_path_factory):
-    """The folder and the output of a search that nothing has disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "search"
-    code, stdout, stderr = finish(run(SCRIPT, *arguments, "--directory", folder))
-    assert code == 0, stderr
-    return folder, stdout
+def script():
+    """The command within this process: a function of its arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERASTUNER_TUNER_ID", "")  # to have what the example sets there taken back
+        import tune_hidden_size
+
+        def call(*arguments, then=tune_hidden_size.main):
+            patch.delenv("KERASTUNER_TUNER_ID", raising=False)
+            patch.setattr(sys, "argv", [SCRIPT, *map(str, arguments)])
+            return then()
+
+        yield call
 
 
 @pytest.fixture
-def example(monkeypatch):
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "")  # to have what the example sets there taken back
-    monkeypatch.delenv("KERASTUNER_TUNER_ID")
+def example(script):
     import tune_hidden_size
 
     return tune_hidden_size
+
+
+@pytest.fixture(scope="module")
+def undisturbed(script, arguments, tmp_path_factory):
+    """The folder and the output of a search that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "search"
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        script(*arguments, "--directory", folder)
+    return folder, stdout.getvalue()
 
 
 def oracle(folder):
@@ -89,16 +107,16 @@ def assert_same_results(folder, expected):
     for a, b in zip(weights(folder), weights(expected), strict=True):
         np.testing.assert_array_equal(a, b)
     state = oracle(folder)
-    assert sorted(state["start_order"]) == sorted(state["end_order"]) == ["0", "1", "2", "3"]
-    assert state["run_times"] == dict.fromkeys("0123", 1)
+    assert sorted(state["start_order"]) == sorted(state["end_order"]) == ["0", "1", "2"]
+    assert state["run_times"] == dict.fromkeys("012", 1)
 
 
 def test_writes_what_it_says(undisturbed, digits):
     folder, stdout = undisturbed
     trials = pd.read_csv(folder / "trials.csv")
-    assert sorted(trials.trial) == [0, 1, 2, 3]
+    assert sorted(trials.trial) == [0, 1, 2]
     assert list(trials.val_accuracy) == sorted(trials.val_accuracy, reverse=True)
-    assert set(trials.units) <= {8, 16, 24}
+    assert set(trials.units) == {4, 8}
     for trial in trials.itertuples():
         record = json.loads((folder / f"trial_{trial.trial}" / "trial.json").read_text())
         assert record["score"] == trial.val_accuracy
@@ -117,31 +135,30 @@ def test_writes_what_it_says(undisturbed, digits):
     assert "test accuracy of the default model" in stdout
 
 
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [(signal.SIGKILL, None), (signal.SIGINT, "interrupted: go on with the same command")],
-    ids=["kill", "ctrl-c"],
-)
-def test_goes_on_with_an_interrupted_search(arguments, undisturbed, tmp_path, number, message):
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = run(SCRIPT, *arguments, "--directory", tmp_path)
-    signal.signal(signal.SIGINT, handler)
-    wait_for(lambda: len(oracle(tmp_path)["end_order"]) >= 1 and oracle(tmp_path)["ongoing_trials"], process)
-    process.send_signal(number)
-    code, _, stderr = finish(process)
-    assert code != 0, stderr
-    if message is not None:
-        assert stderr.splitlines()[-1] == message
-    ended = oracle(tmp_path)["end_order"]
-    assert 1 <= len(ended) < 4
-    files = [tmp_path / f"trial_{trial}" / "trial.json" for trial in ended]
-    before = [path.stat().st_mtime_ns for path in files]
+@pytest.mark.release
+def test_goes_on_with_an_interrupted_and_a_killed_search(arguments, undisturbed, tmp_path):
+    files, times = [], []
+    for ended, number in ((1, signal.SIGINT), (2, signal.SIGKILL)):
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        process = run(SCRIPT, *arguments, "--directory", tmp_path)
+        signal.signal(signal.SIGINT, handler)
+        wait_for(lambda n=ended: len(oracle(tmp_path)["end_order"]) == n, process)
+        process.send_signal(number)
+        code, _, stderr = finish(process)
+        assert code != 0, stderr
+        if number == signal.SIGINT:
+            assert stderr.splitlines()[-1] == "interrupted: go on with the same command"
+        assert [path.stat().st_mtime_ns for path in files] == times
+        files = [tmp_path / f"trial_{trial}" / "trial.json" for trial in oracle(tmp_path)["end_order"]]
+        assert len(files) == ended
+        times = [path.stat().st_mtime_ns for path in files]
     code, _, stderr = finish(run(SCRIPT, *arguments, "--directory", tmp_path))
     assert code == 0, stderr
-    assert [path.stat().st_mtime_ns for path in files] == before
+    assert [path.stat().st_mtime_ns for path in files] == times
     assert_same_results(tmp_path, undisturbed[0])
 
 
+@pytest.mark.release
 def test_workers_search_the_same_and_a_killed_one_loses_nothing(arguments, undisturbed, tmp_path):
     process = run(SCRIPT, *arguments, "--directory", tmp_path, "--workers", 2)
     wait_for(lambda: len(oracle(tmp_path)["ongoing_trials"]) == 2, process)
@@ -149,50 +166,71 @@ def test_workers_search_the_same_and_a_killed_one_loses_nothing(arguments, undis
     os.kill(children(process.pid)["worker_0"], signal.SIGKILL)
     code, stdout, stderr = finish(process)
     assert code == 0, stderr
-    assert "Search: Running Trial #4" in stdout
+    assert "Search: Running Trial #3" in stdout
     assert_same_results(tmp_path, undisturbed[0])
     assert trial in oracle(tmp_path)["end_order"]
 
 
-@pytest.mark.parametrize("victim", ["the command itself", "chief"])
-def test_workers_end_with_the_search(arguments, undisturbed, tmp_path, victim):
-    process = run(SCRIPT, *arguments, "--directory", tmp_path, "--workers", 2)
-    wait_for(lambda: len(oracle(tmp_path)["ongoing_trials"]) == 2, process)
+def last_line_after_the_end_of(victim, arguments, folder):
+    """Kills one of the processes of a search by a worker; then all of them have to end."""
+    process = run(SCRIPT, *arguments, "--directory", folder, "--workers", 1)
+    wait_for(lambda: oracle(folder)["ongoing_trials"] and "worker_0" in children(process.pid), process)
     processes = children(process.pid)
-    assert set(processes) == {"chief", "worker_0", "worker_1"}
+    assert set(processes) == {"chief", "worker_0"}
     os.kill(processes.get(victim, process.pid), signal.SIGKILL)
     code, _, stderr = finish(process)
     assert code != 0, stderr
-    assert victim != "chief" or stderr.splitlines()[-1].startswith("error: the chief ended with -9: go on")
     wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in processes.values()))
+    return stderr.splitlines()[-1]
+
+
+@pytest.mark.release
+def test_workers_end_with_the_search(arguments, undisturbed, tmp_path):
+    last_line_after_the_end_of("the command itself", arguments, tmp_path)
+    last_line = last_line_after_the_end_of("chief", arguments, tmp_path)
+    assert last_line.startswith("error: the chief ended with -9: go on")
     # One process goes on with what several have begun.
     code, _, stderr = finish(run(SCRIPT, *arguments, "--directory", tmp_path))
     assert code == 0, stderr
     assert_same_results(tmp_path, undisturbed[0])
 
 
-def test_worker_that_cannot_live_ends_the_search(arguments, example, tmp_path, monkeypatch):
+def test_worker_that_cannot_live_ends_the_search(script, arguments, example, tmp_path, monkeypatch):
     def dead(role, address, log):
         seconds = "60" if role == "chief" else "0"
         return subprocess.Popen(["bash", "-c", f"sleep {seconds}; exit 3"], stdin=subprocess.PIPE)
 
     monkeypatch.setattr(example, "start", dead)
-    monkeypatch.setattr(
-        sys, "argv", [SCRIPT, *map(str, arguments), "--workers", "1", "--directory", str(tmp_path)]
-    )
     with pytest.raises(SystemExit, match="error: worker_0 died 4 times"):
-        example.main()
+        script(*arguments, "--workers", 1, "--directory", tmp_path)
 
 
-@pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
-def test_other_tuners(arguments, tmp_path, tuner):
-    fewer = ["--epochs", 3, "--max-trials", 4 if tuner == "bayesian" else 6]
-    code, stdout, stderr = finish(run(SCRIPT, *arguments, *fewer, "--tuner", tuner, "--directory", tmp_path))
-    assert code == 0, stderr
+@pytest.mark.parametrize(
+    ("tuner", "kind", "trials"),
+    [
+        ("random", keras_tuner.RandomSearch, 12),
+        ("bayesian", keras_tuner.BayesianOptimization, 12),
+        ("hyperband", keras_tuner.Hyperband, None),
+    ],
+)
+def test_tuners(script, example, tmp_path, tuner, kind, trials):
+    given = ["--tuner", tuner, "--directory", tmp_path, "--epochs", 9, "--units", "5:9:2", "--seed", 3]
+    for more, expected in (([], trials), (["--max-trials", 4], 4)):
+        made = example.make_tuner(script(*given, *more, then=example.parse))
+        assert isinstance(made, kind)
+        assert (made.oracle.max_trials, made.oracle.seed) == (expected, 4)
+        assert getattr(made.oracle, "max_epochs", 9) == 9
+        assert made.project_dir == str(tmp_path)
+        assert list(made.hypermodel.ranges["units"]) == [5, 7, 9]
+
+
+@pytest.mark.release
+def test_hyperband_in_full(script, arguments, tmp_path, capsys):
+    fewer = ["--epochs", 3, "--max-trials", 4]
+    script(*arguments, *fewer, "--tuner", "hyperband", "--directory", tmp_path)
     trials = pd.read_csv(tmp_path / "trials.csv")
-    assert len(trials) == fewer[-1]
-    assert (trials.epochs.nunique() > 1) == (tuner == "hyperband")
-    assert "best trial's model" in stdout
+    assert sorted(trials.epochs) == [1, 1, 1, 3]
+    assert "best trial's model" in capsys.readouterr().out
 
 
 def test_pareto_front(example, rng):
@@ -222,28 +260,21 @@ def test_pareto_front(example, rng):
         (["--directory", "/dev/null/out"], "cannot use --directory"),
     ],
 )
-def test_wrong_arguments_end_before_the_search(
-    arguments, example, tmp_path, monkeypatch, capsys, changes, message
-):
-    given = [SCRIPT, *map(str, arguments), "--directory", str(tmp_path), *changes]
-    monkeypatch.setattr(sys, "argv", given)
+def test_wrong_arguments_end_before_the_search(script, arguments, tmp_path, capsys, changes, message):
     with pytest.raises(SystemExit) as raised:
-        example.main()
+        script(*arguments, "--directory", tmp_path, *changes)
     captured = capsys.readouterr()
     assert message in (str(raised.value.code) + captured.err).splitlines()[-1]
     assert "Trial" not in captured.out
 
 
-def test_another_search_in_the_directory_is_refused(arguments, undisturbed, example, monkeypatch):
+def test_another_search_in_the_directory_is_refused(script, arguments, undisturbed):
     folder, _ = undisturbed
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
-    changed = [*map(str, arguments), "--directory", str(folder), "--seed", "5"]
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *changed])
     with pytest.raises(SystemExit, match="holds the search"):
-        example.main()
+        script(*arguments, "--directory", folder, "--seed", 5)
     (folder / "oracle.json").write_bytes(before[folder / "oracle.json"][:-20])
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *changed[:-2]])
     with pytest.raises(SystemExit, match="error: cannot use --directory"):
-        example.main()
+        script(*arguments, "--directory", folder)
     (folder / "oracle.json").write_bytes(before[folder / "oracle.json"])
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
