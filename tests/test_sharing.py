@@ -156,9 +156,10 @@ def test_a_shorter_sequence_uses_the_first_weights(name, options, rng):
             np.testing.assert_allclose(received, expected[:, :length], rtol=1e-5, atol=1e-6)
 
 
-def test_only_the_last_output_uses_the_last_weights(rng):
+@pytest.mark.parametrize("options", [{"period": 4}, {"block_size": 3}, {"frozen_timesteps": [0]}])
+def test_only_the_last_output_uses_the_last_weights(options, rng):
     """With output matrices, also when no others are computed."""
-    layer = built("simple", rng, period=3)
+    layer = built("simple", rng, **options)
     x = rng.normal(size=(B, T, I))
     expected = outputs(layer, x)[:, -1]
     layer.return_sequences = False

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 import keras
+from keras import ops
 
 from untied_rnn._arguments import KerasObject, LayerArguments
 from untied_rnn._layers.affine import AffineRNN
@@ -13,6 +14,7 @@ from untied_rnn._loops.compilation import WrittenOut
 from untied_rnn._loops.gates import Gates
 from untied_rnn._loops.slopes import is_known, slope
 from untied_rnn._types import Activation, Tensor, Tensors
+from untied_rnn._weights.sharing import untied
 
 
 class _Activation(Gates):
@@ -158,7 +160,13 @@ class UntiedSimpleRNN(AffineRNN):
         outputs, states = super().recurrence(sequences)
         if self.output_units is None:
             return outputs, states
-        kernel, bias = sequences.weights["output_kernel"], sequences.weights.get("output_bias")
         sharing = self.stacks["output_kernel"].stored
-        outputs = affine(outputs, kernel.values, bias.values if bias else None, sharing)
+        weights = {
+            name: stack.values for name, stack in sequences.weights.items() if name.startswith("output_")
+        }
+        if outputs.shape[0] == 1:  # the last output alone, with the weights of its own timestep
+            last = sharing.index(ops.shape(sequences.inputs)[0] - 1)
+            weights = {name: values[last][None] for name, values in weights.items()}
+            sharing = untied(1)
+        outputs = affine(outputs, weights["output_kernel"], weights.get("output_bias"), sharing)
         return self.output_activation(outputs), states
