@@ -206,7 +206,7 @@ def dropped(layer, x):
 
 @pytest.mark.parametrize("shared", [{}, {"period": 2}])
 def test_random_layers_draw_anew_at_each_timestep_and_alike_in_the_gradient(shared):
-    x = np.ones((40, T, I))
+    x = np.ones((400, T, I))
     layers = [
         UntiedRNN(Drops(), unroll=unroll, return_sequences=True, **shared) for unroll in (False, True, False)
     ]
@@ -217,6 +217,9 @@ def test_random_layers_draw_anew_at_each_timestep_and_alike_in_the_gradient(shar
     assert set(np.unique(outputs[0])) == {0.0, 4.0}
     patterns = outputs[0].transpose(1, 0, 2).reshape(T, -1)
     assert len(np.unique(patterns, axis=0)) == T
+    # None of the two draws of a timestep is one of the next: a quarter is kept, and a quarter of that again.
+    kept = outputs[0] > 0
+    assert (kept[:, 1:] & kept[:, :-1]).mean() == pytest.approx(1 / 16, abs=0.02)
     # The same numbers in every form, and others at the next call.
     np.testing.assert_array_equal(dropped(layers[1], x), outputs[0])
     layer = layers[2]
