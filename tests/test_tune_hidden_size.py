@@ -40,16 +40,16 @@ def arguments(digits):
 @pytest.fixture(scope="module")
 def script():
     """The command within this process: a function of its arguments."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERASTUNER_TUNER_ID", "")  # to have what the example sets there taken back
-        import tune_hidden_size
+    import tune_hidden_size
 
-        def call(*arguments, then=tune_hidden_size.main):
-            patch.delenv("KERASTUNER_TUNER_ID", raising=False)
+    def call(*arguments, then=tune_hidden_size.main):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KERASTUNER_TUNER_ID", "")  # to have what the example sets there taken back
+            patch.delenv("KERASTUNER_TUNER_ID")
             patch.setattr(sys, "argv", [SCRIPT, *map(str, arguments)])
             return then()
 
-        yield call
+    return call
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_goes_on_with_an_interrupted_and_a_killed_search(arguments, undisturbed,
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = run(SCRIPT, *arguments, "--directory", tmp_path)
         signal.signal(signal.SIGINT, handler)
-        wait_for(lambda n=ended: len(oracle(tmp_path)["end_order"]) == n, process)
+        wait_for(lambda n=ended: len(oracle(tmp_path)["end_order"]) >= n, process)
         process.send_signal(number)
         code, _, stderr = finish(process)
         assert code != 0, stderr
@@ -150,7 +150,7 @@ def test_goes_on_with_an_interrupted_and_a_killed_search(arguments, undisturbed,
             assert stderr.splitlines()[-1] == "interrupted: go on with the same command"
         assert [path.stat().st_mtime_ns for path in files] == times
         files = [tmp_path / f"trial_{trial}" / "trial.json" for trial in oracle(tmp_path)["end_order"]]
-        assert len(files) == ended
+        assert ended <= len(files) < 3
         times = [path.stat().st_mtime_ns for path in files]
     code, _, stderr = finish(run(SCRIPT, *arguments, "--directory", tmp_path))
     assert code == 0, stderr
