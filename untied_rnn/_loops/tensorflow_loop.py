@@ -95,8 +95,7 @@ def while_scan(
                 again = while_scan(recording_step, carry, xs, weights, recorded_specs, loop)
             return _gradients(tape, flat(again), tensors, upstream)
 
-        carry, xs, weights = nested_as(operands, tensors)
-        return flat(_loop(recording_step, carry, xs, weights, recorded_specs, loop)), gradient
+        return flat(_loop(recording_step, nested_as(operands, tensors), recorded_specs, loop)), gradient
 
     @custom_gradient
     def run(*arguments: Any) -> tuple[Tensors, Callable]:
@@ -161,14 +160,8 @@ def _gradients(tape: tf.GradientTape, targets: Tensors, sources: Tensors, upstre
     return [next(found) if source.dtype.is_floating else None for source in sources]
 
 
-def _loop(
-    step: ListStep,
-    carry: Tensors,
-    xs: Tensors,
-    weights: Tensors,
-    y_specs: list[tf.TensorSpec],
-    loop: Loop,
-) -> _Results:
+def _loop(step: ListStep, operands: _Operands, y_specs: list[tf.TensorSpec], loop: Loop) -> _Results:
+    carry, xs, weights = operands
     timesteps = ops.shape(xs[0])[0]
     carry_specs = _specs(carry)
 
