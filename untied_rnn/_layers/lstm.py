@@ -82,7 +82,8 @@ class UntiedLSTM(AffineRNN):
     Example:
 
     ```python
-        from untied_rnn import UntiedLSTM
+    import numpy as np
+    from untied_rnn import UntiedLSTM
 
     rows = np.random.random((32, 28, 28)).astype("float32")
     output, h, c = UntiedLSTM(50, return_state=True)(rows)
