@@ -1,0 +1,1 @@
+"""The layers that users make, and their bases: `layer`, then `recurrent`, then `affine`."""

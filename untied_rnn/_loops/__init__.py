@@ -1,0 +1,1 @@
+"""The mathematics as pure functions, the loop over time on every backend, and what compiles them."""

@@ -1,0 +1,1 @@
+"""Weights: which set a timestep uses; stacks of sets; how one is drawn, penalised and stored; moves."""
