@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -178,7 +179,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The compiled model of `hp`, with new weights."""
         chosen = self._chosen(hp)
-        self._set_seed(hp)
+        self._seeding(hp)()
         sequences = states = keras.Input((self.timesteps, self.input_dim), name="sequences")
         for i in range(chosen["num_layers"]):
             return_sequences = i < chosen["num_layers"] - 1
@@ -214,9 +215,15 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
                 "Expected the batch size as an argument of `UntiedRNNHyperModel`. "
                 f"Received: batch_size={kwargs['batch_size']} beside it."
             )
-        self._set_seed(hp)
+        set_seed = self._seeding(hp)
+        set_seed()
         self._executions[_identity(hp)] += 1
-        callbacks = [*(kwargs.pop("callbacks", None) or []), keras.callbacks.TerminateOnNaN()]
+        callbacks = [
+            *(kwargs.pop("callbacks", None) or []),
+            keras.callbacks.TerminateOnNaN(),
+            # Once more: to build a model JAX draws an order of the samples, and `program` may be built already.
+            keras.callbacks.LambdaCallback(on_train_begin=lambda logs: set_seed()),
+        ]
         chosen = self._chosen(hp)
         with self._program(model, chosen) as program:
             history = program.fit(*args, batch_size=chosen["batch_size"], callbacks=callbacks, **kwargs)
@@ -249,9 +256,12 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             return (hp.Int if integers else hp.Float)(name, **values)
         return hp.Choice(name, list(values)) if isinstance(values, (list, tuple)) else values
 
-    def _set_seed(self, hp: keras_tuner.HyperParameters) -> None:
-        if self.seed is not None:
-            keras.utils.set_random_seed(self.seed + self._executions[_identity(hp)])
+    def _seeding(self, hp: keras_tuner.HyperParameters) -> Callable[[], None]:
+        """A function that sets the seed of the next execution of `hp`, if there is one."""
+        if self.seed is None:
+            return lambda: None
+        seed = self.seed + self._executions[_identity(hp)]
+        return functools.partial(keras.utils.set_random_seed, seed)
 
     @contextlib.contextmanager
     def _program(self, model: keras.Model, chosen: dict[str, Any]) -> Iterator[keras.Model]:
