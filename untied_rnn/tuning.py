@@ -221,7 +221,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         callbacks = [
             *(kwargs.pop("callbacks", None) or []),
             keras.callbacks.TerminateOnNaN(),
-            # Once more: to build a model JAX draws an order of the samples, and `program` may be built already.
+            # Once more: JAX draws an order of the samples to build a model, and `program` may be built.
             keras.callbacks.LambdaCallback(on_train_begin=lambda logs: set_seed()),
         ]
         chosen = self._chosen(hp)
