@@ -218,12 +218,10 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         set_seed = self._seeding(hp)
         set_seed()
         self._executions[_identity(hp)] += 1
-        callbacks = [
-            *(kwargs.pop("callbacks", None) or []),
-            keras.callbacks.TerminateOnNaN(),
+        callbacks = [*(kwargs.pop("callbacks", None) or []), keras.callbacks.TerminateOnNaN()]
+        if keras.backend.backend() == "jax":
             # Once more: JAX draws an order of the samples to build a model, and `program` may be built.
-            keras.callbacks.LambdaCallback(on_train_begin=lambda logs: set_seed()),
-        ]
+            callbacks.append(keras.callbacks.LambdaCallback(on_train_begin=lambda logs: set_seed()))
         chosen = self._chosen(hp)
         with self._program(model, chosen) as program:
             history = program.fit(*args, batch_size=chosen["batch_size"], callbacks=callbacks, **kwargs)
