@@ -1,4 +1,4 @@
-"""Callbacks: training that goes on after a kill."""
+"""Callbacks: training that resumes after a kill."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ import keras
 
 
 class IntactBackup(keras.callbacks.BackupAndRestore):
-    """`keras.callbacks.BackupAndRestore` that can go on after a kill at any moment.
+    """`keras.callbacks.BackupAndRestore` that can resume after a kill at any moment.
 
     Keras overwrites its two files in place, and cannot restore files that a kill has torn. Here they are
-    zipped when they are whole, and the archive takes the place of the last one:
+    zipped when they are whole, and the archive replaces the last one:
 
     ```
     after each epoch:     weights, optimizer and number of epochs -> {archive}_unfinished -> archive
@@ -25,7 +25,7 @@ class IntactBackup(keras.callbacks.BackupAndRestore):
     ```
 
     The archive outlives `fit`, so that a kill before the model is saved loses nothing either. Delete it when
-    the model is saved, or the next `fit` goes on from it.
+    the model is saved, or the next `fit` resumes from it.
 
     The weights end bit-equal to an undisturbed run's if each epoch's data is a function of its number. Keras
     does not store the random seeds of dropout, so that with dropout they do not.
