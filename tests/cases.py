@@ -21,6 +21,11 @@ def random_mask(rng):
     return mask
 
 
+def set_numbers(layer, timesteps):
+    """The weight set that each timestep uses, of a layer whose weights have one sharing."""
+    return layer.timestep_weights.stacks[0].sets.index(np.arange(timesteps))
+
+
 def pairwise(options):
     """Few cases in which each value of an option meets each value of every other option.
 

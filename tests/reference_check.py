@@ -5,7 +5,9 @@ import functools
 import keras
 import numpy as np
 import reference
-from autodiff import names, outputs_and_gradients
+import sharing_reference
+from autodiff import outputs_and_gradients
+from cases import set_numbers
 from conftest import DTYPE, EXACT
 
 STEPS = {
@@ -41,33 +43,59 @@ def simple_dropout(layer, batch, input_dim):
     }
 
 
-def stacks_of(layer, length):
+def parameters_of(layer):
+    """What the weights of a layer are made of: for each weight arrays by name."""
+    return {
+        weight.name: {name: stack.array() for name, stack in weight.variable_stacks.items()}
+        for weight in layer.timestep_weights
+    }
+
+
+def weights_along_time(layer, length):
     """The weights of the first timesteps, one for each of them."""
-    at = [layer.weights_at(t) for t in range(length)]
-    return {name: np.stack([weights[name] for weights in at]) for name in at[0]}
+    parameters = parameters_of(layer)
+    return {
+        weight.name: sharing_reference.along_time(
+            weight.sharing, parameters[weight.name], length, layer.timesteps
+        )
+        for weight in layer.timestep_weights
+    }
+
+
+def parameter_gradients(layer, slopes):
+    """The gradients of trained variables by name, from those of the weight of each timestep."""
+    found = {}
+    frozen = layer.frozen_timesteps or []
+    sets = set_numbers(layer, max(frozen) + 1)[frozen] if frozen else []
+    for weight in layer.timestep_weights:
+        parameters = parameters_of(layer)[weight.name]
+        parts = sharing_reference.gradients(weight.sharing, parameters, slopes[weight.name], layer.timesteps)
+        for name, gradient in parts.items():
+            found[f"{weight.name}_{name}".strip("_")] = np.delete(gradient, sets, axis=0)
+    return found
 
 
 LOOPS = {name: functools.partial(loop, step) for name, step in STEPS.items()} | {"simple": simple_loop}
 
 
-def check_equals_the_loop(layer, loop, index, x, states, rng, *, given=True, mask=None, training=False):
+def check_equals_the_loop(layer, loop, x, states, rng, *, given=True, mask=None, training=False, first=0):
     """Checks a built layer with random weights.
 
     Args:
         layer: The layer.
         loop: `loop(x, states, weights, **settings)`, outputs of all timesteps and a list of the last states.
             It gets one weight for each timestep, whatever the layer's timesteps share.
-        index: The weight set that each timestep uses, in a list.
         x: Inputs.
         states: The states that the loop starts in.
         rng: Draws the cotangents.
         given: Whether the layer is given these states, or has them of its own.
         mask, training: Arguments of the call.
+        first: The timestep that the layer is at.
     """
     length = x.shape[1]
-    frozen = sorted({index[t] for t in layer.frozen_timesteps or []})
     initial = {f"initial_state {i}": state for i, state in enumerate(states)}
-    arrays = {"x": x, **initial, **stacks_of(layer, length)}
+    weights = {name: array[first:] for name, array in weights_along_time(layer, first + length).items()}
+    arrays = {"x": x, **initial, **weights}
     settings = {"mask": mask, "go_backwards": layer.go_backwards}
     settings["zero_output_for_mask"] = layer.zero_output_for_mask
 
@@ -87,11 +115,11 @@ def check_equals_the_loop(layer, loop, index, x, states, rng, *, given=True, mas
     )
     for i, (received, wanted) in enumerate(zip(outputs, expected, strict=True)):
         np.testing.assert_allclose(received, wanted, **EXACT, err_msg=f"output {i}")
-    assert set(gradients) == {"x", *(initial if given else []), *names(layer)}
+    wanted = {name: slopes[name] for name in ("x", *(initial if given else []))}
+    before = {name: np.zeros((first, *array.shape[1:])) for name, array in weights.items()}
+    wanted |= parameter_gradients(
+        layer, {name: np.concatenate([before[name], slopes[name]]) for name in before}
+    )
+    assert set(gradients) == set(wanted)
     for name, gradient in gradients.items():
-        wanted = slopes[name]
-        if name not in ("x", *initial):  # the sums over the timesteps of each set that is trained
-            wanted = np.zeros((len(gradient) + len(frozen), *wanted.shape[1:]))
-            np.add.at(wanted, index[:length], slopes[name])
-            wanted = np.delete(wanted, frozen, axis=0)
-        np.testing.assert_allclose(gradient, wanted, **EXACT, err_msg=name)
+        np.testing.assert_allclose(gradient, wanted[name], **EXACT, err_msg=name)

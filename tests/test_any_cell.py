@@ -9,6 +9,7 @@ from conftest import DTYPE, EXACT
 from keras import ops
 
 from untied_rnn import UntiedRNN
+from untied_rnn.sharing import Blocks, Periodic
 
 
 class WithoutBuild(keras.Layer):
@@ -74,7 +75,7 @@ CELLS = {
 @pytest.mark.filterwarnings("ignore:`build")  # of Keras's own layer
 @pytest.mark.parametrize(("name", "unroll"), [*zip(CELLS, [False, True] * 2, strict=True)])
 def test_one_set_for_all_timesteps_equals_keras(name, unroll, rng):
-    layer = UntiedRNN(CELLS[name](), timesteps=T, block_size=T, unroll=unroll, return_sequences=True)
+    layer = UntiedRNN(CELLS[name](), timesteps=T, sharing=Blocks(T), unroll=unroll, return_sequences=True)
     tied = keras.layers.RNN(CELLS[name](), return_sequences=True, dtype=DTYPE)
     x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, U))
     for each in (layer, tied):
@@ -204,7 +205,7 @@ def dropped(layer, x):
     return gradients["x"]
 
 
-@pytest.mark.parametrize("shared", [{}, {"period": 2}])
+@pytest.mark.parametrize("shared", [{}, {"sharing": Periodic(2)}])
 def test_random_layers_draw_anew_at_each_timestep_and_alike_in_the_gradient(shared):
     x = np.ones((400, T, I))
     layers = [

@@ -18,6 +18,7 @@ from keras import ops
 from untied_rnn import UntiedGRU, UntiedRNN, UntiedSimpleRNN
 from untied_rnn._layers import rnn as cell_rnn
 from untied_rnn._loops import recurrence
+from untied_rnn.sharing import Blocks, Periodic
 
 B, T, I, U = 3, 3, 2, 4  # noqa: E741 (the letters of the formulas)
 # Largest error allowed, as a fraction of the largest number: of outputs and gradients, and of gradients of
@@ -32,9 +33,12 @@ PRECISIONS = {
 FORMS = {"written out": True, "loop": False}
 LAYERS = {
     "simple": lambda **options: UntiedSimpleRNN(U, **options),
-    "gru, shared": lambda **options: UntiedGRU(U, period=2, **options),
+    "gru, shared": lambda **options: UntiedGRU(U, sharing=Periodic(2), **options),
     "any cell, shared and frozen": lambda **options: UntiedRNN(
-        keras.layers.SimpleRNNCell(U, dtype=options["dtype"]), block_size=2, frozen_timesteps=[2], **options
+        keras.layers.SimpleRNNCell(U, dtype=options["dtype"]),
+        sharing=Blocks(2),
+        frozen_timesteps=[2],
+        **options,
     ),
 }
 

@@ -11,12 +11,13 @@ from example_cells import CELLS, LISTACell, ListOfCells, NestedCell, stacked
 from keras import ops
 
 from untied_rnn import UntiedRNN, UntiedSimpleRNN
+from untied_rnn.sharing import Blocks, Listed, Periodic
 
 DIAL = {
     "untied": ({}, range(T)),
-    "tied": ({"block_size": T}, [0] * T),
-    "period": ({"period": 3}, [0, 1, 2, 0]),
-    "index": ({"weight_index": [1, 0, 1, 2]}, [1, 0, 1, 2]),
+    "tied": ({"sharing": Blocks(T)}, [0] * T),
+    "period": ({"sharing": Periodic(3)}, [0, 1, 2, 0]),
+    "index": ({"sharing": Listed([1, 0, 1, 2])}, [1, 0, 1, 2]),
 }
 
 # Each cell in a loop and written out; `xla` compiles an iteration of three timesteps.
@@ -260,7 +261,7 @@ def test_files_states_and_wrappers(make, rng, tmp_path):
     options = {"return_sequences": True, "dtype": "float32"}
     inputs = keras.Input((T, I), batch_size=B)
     both = keras.layers.Bidirectional(UntiedRNN(make(), **options))(inputs)
-    output, *states = UntiedRNN(make(), stateful=True, return_state=True, period=3)(both)
+    output, *states = UntiedRNN(make(), stateful=True, return_state=True, sharing=Periodic(3))(both)
     model = keras.Model(inputs, [output, *keras.tree.flatten(states)])
     x = rng.normal(size=(B, T, I)).astype("float32")
     model.save(tmp_path / "model.keras")
@@ -319,7 +320,7 @@ def test_mixed_precision_follows_single(unroll, rng):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA programs are inspected through TensorFlow")
-@pytest.mark.parametrize("dial", [{}, {"block_size": 2}])
+@pytest.mark.parametrize("dial", [{}, {"sharing": Blocks(2)}])
 def test_program_of_the_gradient_does_not_grow_with_time(dial):
     import tensorflow as tf
 
@@ -340,7 +341,7 @@ def test_program_of_the_gradient_does_not_grow_with_time(dial):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="the operations of a program are counted through JAX")
-@pytest.mark.parametrize("dial", [{}, {"block_size": 2}])
+@pytest.mark.parametrize("dial", [{}, {"sharing": Blocks(2)}])
 def test_work_of_the_gradient_is_linear_in_time(dial):
     import jax
 

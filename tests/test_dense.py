@@ -58,7 +58,7 @@ def test_every_argument_comes_back_from_the_configuration():
         "bias_constraint": keras.constraints.NonNeg(),
     }
     unused = {"kwargs", "lora_rank", "lora_alpha", "quantization_config"}
-    dial = {"block_size", "period", "weight_index", "frozen_timesteps"}
+    dial = {*UntiedDense.sharing_arguments(), "frozen_timesteps"}
     assert set(inspect.signature(UntiedDense).parameters) - unused - dial == set(values)
     config = UntiedDense(**values).get_config()
     assert UntiedDense.from_config(config).get_config() == config

@@ -7,6 +7,7 @@ import re
 import pytest
 
 import untied_rnn
+import untied_rnn.sharing
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Elsewhere there is a part of the tree only.
@@ -32,6 +33,7 @@ def test_reference_has_every_public_name_once():
         module for module in ("callbacks", "plot", "tuning") if (ROOT / f"untied_rnn/{module}.py").exists()
     ]
     expected = [f"untied_rnn.{name}" for name in untied_rnn.__all__]
+    expected += [f"untied_rnn.sharing.{name}" for name in untied_rnn.sharing.__all__]
     expected += [name for module in optional for name in public_names(module)]
     pages = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
     assert sorted(re.findall(r"^::: (\S+)$", pages, flags=re.MULTILINE)) == sorted(expected)

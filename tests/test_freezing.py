@@ -8,6 +8,7 @@ from cases import B, I, T, U, randomised
 from conftest import BACKEND, DTYPE, EXACT
 
 from untied_rnn import UntiedDense, UntiedRNN, UntiedSimpleRNN
+from untied_rnn.sharing import Blocks, Periodic
 
 FAMILY = {
     "simple": lambda **k: UntiedSimpleRNN(U, output_units=U, return_sequences=True, **k),
@@ -174,7 +175,7 @@ def test_penalties_count_frozen_weights(rng):
 
 @pytest.mark.parametrize("name", ["any cell", "dense"])
 def test_with_shared_weights(name, rng):
-    layer = FAMILY[name](block_size=2, frozen_timesteps=[0, 1])
+    layer = FAMILY[name](sharing=Blocks(2), frozen_timesteps=[0, 1])
     model = model_of(layer)
     before = weights_by_timestep(layer)
     fit(model, keras.optimizers.Adam(0.01), rng)
@@ -191,12 +192,13 @@ def test_with_shared_weights(name, rng):
     ("options", "error", "message"),
     [
         ({"frozen_timesteps": [0, T]}, ValueError, "from 0 to 3"),
+        ({"frozen_timesteps": [T + 1]}, ValueError, "from 0 to 3"),
         ({"frozen_timesteps": range(T)}, ValueError, "`trainable=False` freezes a layer"),
         ({"frozen_timesteps": [-1]}, ValueError, "integers from 0"),
         ({"frozen_timesteps": [1.5]}, TypeError, "list of integers"),
         ({"frozen_timesteps": 2}, TypeError, "list of integers"),
-        ({"frozen_timesteps": [0, 1, 2], "block_size": 2}, ValueError, r"frozen together.*\[2\] share"),
-        ({"frozen_timesteps": [2], "period": 2}, ValueError, "from 0 to 1"),
+        ({"frozen_timesteps": [0, 1, 2], "sharing": Blocks(2)}, ValueError, r"frozen together.*\[2\] share"),
+        ({"frozen_timesteps": [2], "sharing": Periodic(2)}, ValueError, "from 0 to 1"),
     ],
 )
 def test_wrong_arguments(options, error, message):

@@ -14,6 +14,7 @@ from check_layer import check_layer
 from conftest import DTYPE, EXACT
 
 from untied_rnn import UntiedGRU, UntiedLSTM
+from untied_rnn.sharing import Blocks
 
 LAYERS = {
     "lstm": (UntiedLSTM, {}),
@@ -44,7 +45,7 @@ def check_against_the_tied_layer(name, rng, unroll=False, mask=None, training=Fa
     tied = cls.tied_class(U, **options)
     tied.build((B, T, I))
     randomised(tied, rng)
-    layer = cls.from_tied(tied, T, block_size=T)
+    layer = cls.from_tied(tied, T, sharing=Blocks(T))
     layer.unroll = unroll
     x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, U))
     call = {"mask": mask, "training": training}
@@ -112,7 +113,13 @@ def test_every_argument_comes_back_from_the_configuration(name):
     values = {
         **{"units": 5, "timesteps": 7, "activation": "relu", "recurrent_activation": "hard_sigmoid"},
         **{"use_bias": False, "kernel_constraint": "non_neg", "recurrent_regularizer": "l2"},
-        **{"dropout": 0.1, "recurrent_dropout": 0.2, "seed": 42, "block_size": 2, "frozen_timesteps": [0, 1]},
+        **{
+            "dropout": 0.1,
+            "recurrent_dropout": 0.2,
+            "seed": 42,
+            "sharing": Blocks(2),
+            "frozen_timesteps": [0, 1],
+        },
         **{"return_sequences": True, "return_state": True, "go_backwards": True, "stateful": True},
         **({"unit_forget_bias": False} if cls is UntiedLSTM else {"reset_after": False}),
         **options,

@@ -71,6 +71,75 @@ def test_the_network_is_the_algorithm_until_it_is_trained():
     assert model.count_params() == 20 * 40 + 7 * (40 * 40 + 40)
 
 
+def randomised(cell, a, steps, rng):
+    """The unfolded network with other weights in each step than the algorithm's, and these by name."""
+    model = lista.unfolded(a, 0.4, steps, cell)
+    layer = model.get_layer("iteration")
+    for variable in model.weights:
+        variable.assign(variable + 0.1 * rng.random(variable.shape))
+    return model, [layer.weights_at(t) for t in range(steps)]
+
+
+@pytest.mark.parametrize("cell", lista.CELLS)
+def test_each_cell_against_a_loop(cell, rng):
+    a, y = lista.dictionary(6, 9, seed=0), rng.normal(size=(4, 6))
+    model, weights = randomised(cell, a, 3, rng)
+    path, x = model.predict(y, verbose=0), np.zeros((4, 9))
+    for t, w in enumerate(weights):
+        if cell in ("lista", "tied"):
+            z = x @ w["kernel"] + y @ model.layers[1].get_weights()[0]
+        else:
+            z = x + w["size"] * (y - x @ w["dictionary"].T) @ w["kernel"]
+        x = lista.soft(z, w["threshold"])
+        np.testing.assert_allclose(path[:, t], x, atol=1e-5)
+    assert not np.array_equal(weights[0]["threshold"], weights[1]["threshold"])
+    assert np.array_equal(weights[0]["kernel"], weights[1]["kernel"]) == (cell != "lista")
+
+
+@pytest.mark.parametrize(
+    ("cell", "trained", "shapes"),
+    [
+        ("lista", {"projection", "kernel", "threshold"}, {"kernel": (3, 9, 9), "threshold": (3, 9)}),
+        ("tied", {"projection", "kernel", "threshold"}, {"kernel": (1, 9, 9), "threshold": (3, 9)}),
+        ("tilista", {"kernel", "size", "threshold"}, {"kernel": (1, 6, 9), "size": (3,), "threshold": (3,)}),
+        ("alista", {"size", "threshold"}, {"kernel": (1, 6, 9), "size": (3,), "threshold": (3,)}),
+    ],
+)
+def test_training_changes_what_a_cell_trains_and_nothing_else(cell, trained, shapes, rng):
+    a, codes = lista.dictionary(6, 9, seed=0), lista.sparse_codes(8, 9, [2])
+    model = lista.unfolded(a, 0.4, 3, cell)
+    layer = model.get_layer("iteration")
+    variables = {variable.name: variable for variable in layer.weights}
+    assert {name: tuple(variables[name].shape) for name in shapes} == shapes
+    if "projection" in trained:
+        variables["projection"] = model.layers[1].kernel
+    assert len(variables) == len(model.weights)
+    before = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
+    model.compile(keras.optimizers.SGD(0.1), lista.log_error(0.8))
+    model.fit(codes @ a.T, codes, verbose=0)
+    after = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
+    assert {name for name in before if not np.array_equal(before[name], after[name])} == trained
+
+
+def test_the_other_networks_start_as_algorithms_too():
+    a, x = lista.dictionary(20, 40, seed=0), lista.sparse_codes(6, 40, [2])
+    y = x @ a.T
+    for cell in ("tied", "tilista"):
+        path = lista.unfolded(a, 0.4, 7, cell).predict(y, verbose=0)
+        np.testing.assert_allclose(path, lista.ista(a, y, 0.4, 7), atol=1e-5)
+
+
+def test_the_analytic_weights_are_the_least_coherent_ones(rng):
+    """Of all `w` with `w . a_i = 1`, the squares of the products with the other columns are smallest."""
+    a = lista.dictionary(6, 9, seed=0)
+    w = lista.analytic(a)
+    np.testing.assert_allclose((w * a).sum(axis=0), 1)
+    for _ in range(20):
+        direction = rng.normal(size=w.shape)
+        direction -= a * (direction * a).sum(axis=0)  # which keeps the products at 1
+        assert np.linalg.norm(a.T @ (w + 0.01 * direction)) > np.linalg.norm(a.T @ w)
+
+
 def test_a_negative_threshold_is_none():
     a = lista.dictionary(4, 4, seed=0)
     model, y = lista.unfolded(a, 0.4, steps=1), np.ones((1, 4))

@@ -10,9 +10,11 @@ import pytest
 import reference
 from cases import B, I, O, T, U, case_name, pairwise, random_mask, randomised
 from conftest import BACKEND, DTYPE
-from reference_check import LOOPS, check_equals_the_loop, simple_dropout, simple_loop, stacks_of
+from reference_check import LOOPS, check_equals_the_loop, simple_dropout, simple_loop, weights_along_time
+from sharing_reference import Scaled
 
 from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
+from untied_rnn.sharing import Basis, Blocks, Listed, LowRank, Periodic, Tied
 
 FORMS = {
     "loop": {"unroll": False},
@@ -22,12 +24,19 @@ FORMS = {
 }
 # Torch always writes the steps out. XLA is an option of TensorFlow alone; one layer stands for all.
 FORMS_HERE = ["loop"] if BACKEND == "torch" else ["loop", "three steps an iteration", "written out"]
-# Arguments of the layer, the weight set of each timestep, and a timestep that has its set for itself.
+# Arguments of the layer, and a timestep that can be frozen, since it has its weights for itself.
 SHARING = {
-    "untied": ({"timesteps": T}, [0, 1, 2, 3], 1),
-    "block_size": ({"timesteps": T, "block_size": 3}, [0, 0, 0, 1], 3),
-    "period": ({"period": 3}, [0, 1, 2, 0], 1),
-    "weight_index": ({"weight_index": [1, 0, 1, 2]}, [1, 0, 1, 2], 1),
+    "untied": ({"timesteps": T}, 1),
+    "blocks": ({"timesteps": T, "sharing": Blocks(3)}, 3),
+    "period": ({"sharing": Periodic(3)}, 1),
+    "listed": ({"sharing": Listed([1, 0, 1, 2])}, 1),
+    "low rank": ({"timesteps": T, "sharing": LowRank(1, Blocks(3))}, None),
+    "basis": ({"timesteps": T, "sharing": Basis(3, "fourier")}, None),
+    "own": ({"timesteps": T, "sharing": Scaled()}, None),
+    "parts": (
+        {"timesteps": T, "kernel_sharing": Tied(), "recurrent_sharing": LowRank(2), "bias_sharing": Basis(2)},
+        None,
+    ),
 }
 OPTIONS = {
     "form": FORMS_HERE,
@@ -50,10 +59,10 @@ SIMPLE = {
 
 
 def layer_of(cls, case, rng, **arguments):
-    sharing, _, alone = SHARING[case["sharing"]]
+    sharing, alone = SHARING[case["sharing"]]
     layer = cls(
         U,
-        frozen_timesteps=[alone] if case["frozen"] else None,
+        frozen_timesteps=[alone] if case["frozen"] and alone is not None else None,
         zero_output_for_mask=case["masking"] == "zero",
         stateful=case["states"] == "of the batch before",
         **{name: case[name] for name in ("return_sequences", "return_state", "go_backwards", "use_bias")},
@@ -72,17 +81,19 @@ def check(layer, loop, case, rng, **dropout):
     if layer.stateful:  # one batch first: the layer itself has to remember where it ended
         before = rng.normal(size=(B, T, I))
         layer(before, mask=mask)
-        states = loop(before, states, stacks_of(layer, T), mask=mask, go_backwards=layer.go_backwards)[1]
+        states = loop(
+            before, states, weights_along_time(layer, T), mask=mask, go_backwards=layer.go_backwards
+        )[1]
     check_equals_the_loop(
         layer,
         functools.partial(loop, **dropout),
-        SHARING[case["sharing"]][1],
         rng.normal(size=(B, T, I)),
         states,
         rng,
         given=case["states"] == "given",
         mask=mask,
         training=bool(dropout),
+        first=T if layer.stateful and layer.timesteps is None else 0,
     )
 
 

@@ -9,6 +9,7 @@ from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
 
 from untied_rnn import UntiedRNN
+from untied_rnn.sharing import Periodic
 
 forms = pytest.mark.parametrize("unroll", [False, True])
 
@@ -30,7 +31,7 @@ class ReadsAnother(keras.Layer):
         return state, [state]
 
 
-@pytest.mark.parametrize(("unroll", "shared"), [(False, {"period": 2}), (True, {})])
+@pytest.mark.parametrize(("unroll", "shared"), [(False, {"sharing": Periodic(2)}), (True, {})])
 def test_a_variable_from_outside_is_trained(unroll, shared, rng):
     scale = keras.Variable(np.full((1,), 0.5), dtype="float32")
 
@@ -189,7 +190,7 @@ def gradients_of_a_penalty(layer, x):
 
 
 @pytest.mark.parametrize(
-    ("unroll", "options", "index"), [(True, {}, range(T)), (False, {"period": 2}, [0, 1, 0, 1])]
+    ("unroll", "options", "index"), [(True, {}, range(T)), (False, {"sharing": Periodic(2)}, [0, 1, 0, 1])]
 )
 def test_second_derivatives_are_those_of_a_list_of_cells(unroll, options, index, rng):
     x = rng.normal(size=(B, T, I))

@@ -9,6 +9,7 @@ from keras import ops
 from test_optimizers import CLOSE, B, I, T, U, needs_muon, numpy, separate
 
 from untied_rnn import PerTimestep, UntiedDense, UntiedSimpleRNN
+from untied_rnn.sharing import Listed
 
 
 class Loop(keras.Layer):
@@ -162,7 +163,7 @@ def test_training_loop_of_tensorflow(rng):
     """Builds the optimizer in the graph; the gradient of `kernel`, whose sets are gathered, is sparse."""
     import tensorflow as tf
 
-    layer = UntiedDense(U, timesteps=T, weight_index=[1, 0, 1], use_bias=False)
+    layer = UntiedDense(U, timesteps=T, sharing=Listed([1, 0, 1]), use_bias=False)
     layer.build((None, T, I))
     stack, sets = layer.kernel, separate(layer.kernel)
     ours, theirs = (

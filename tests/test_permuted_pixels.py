@@ -112,7 +112,7 @@ def test_quick_is_short_whatever_else_is_said(monkeypatch):
 
 
 def test_weights_are_drawn_where_their_pixel_is(monkeypatch, tmp_path):
-    layer = example.recurrent("untied", 4, 6)[0]
+    layer = example.recurrent("untied", 4)[0]
     layer.build((None, 6, 1))
     kernel, recurrent_kernel, bias = layer.get_weights()
     place = example.reading_order(6)[2]  # of the pixel that timestep 2 reads

@@ -6,7 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from cases import B, I, T, U, randomised
+from cases import B, I, T, U, randomised, set_numbers
 from conftest import BACKEND, DTYPE, EXACT
 from example_cells import CELLS
 
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from reference import simple_rnn
 
 from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, plot
+from untied_rnn.sharing import Blocks, Listed, Periodic
 
 matplotlib.use("Agg")  # pictures in windows are of no use here
 
@@ -44,7 +45,7 @@ def matrices(layer, name):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"block_size": 2}, {"frozen_timesteps": [1, 2]}, {"output_units": 2}]
+    "options", [{}, {"sharing": Blocks(2)}, {"frozen_timesteps": [1, 2]}, {"output_units": 2}]
 )
 def test_weight_norms(rng, options):
     layer = built(rng, **options)
@@ -57,7 +58,7 @@ def test_weight_norms(rng, options):
 
 @pytest.mark.parametrize("name", ["kernel", "recurrent_kernel"])
 def test_singular_values(rng, name):
-    layer = built(rng, weight_index=[1, 0, 2, 1])
+    layer = built(rng, sharing=Listed([1, 0, 2, 1]))
     ax = plot.singular_values(layer, name)
     drawn = np.stack([line.get_ydata() for line in ax.lines])
     for t, w in enumerate(matrices(layer, name)):
@@ -112,7 +113,7 @@ def test_state_trajectories(rng, options):
     "make",
     [
         lambda: UntiedLSTM(U, timesteps=T, recurrent_dropout=0.5, dtype=DTYPE),
-        lambda: UntiedGRU(U, period=2, dtype=DTYPE),
+        lambda: UntiedGRU(U, sharing=Periodic(2), dtype=DTYPE),
         lambda: UntiedRNN(CELLS["nested"](), timesteps=T, return_state=True),
     ],
     ids=["lstm", "gru", "cell"],
@@ -132,20 +133,20 @@ def test_state_trajectories_are_the_outputs_of_other_layers(rng, make):
         np.testing.assert_allclose(*distances, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"frozen_timesteps": [1, 3]}, {"weight_index": [1, 0, 1, 0]}])
+@pytest.mark.parametrize("options", [{}, {"frozen_timesteps": [1, 3]}, {"sharing": Listed([1, 0, 1, 0])}])
 def test_gradient_norms(rng, options):
     layer = built(rng, **options)
     gradients = [rng.normal(size=variable.shape) for variable in layer.trainable_variables]
     drawn = lines(plot.gradient_norms(layer, gradients))
     frozen = options.get("frozen_timesteps", [])
-    position = {0: 0, 2: 1} if frozen else dict(enumerate(options.get("weight_index", range(T))))
+    position = {0: 0, 2: 1} if frozen else dict(enumerate(set_numbers(layer, T)))
     for variable, gradient in zip(layer.trainable_variables, gradients, strict=True):
         norms = [np.nan if t in frozen else np.sqrt((gradient[position[t]] ** 2).sum()) for t in range(T)]
         np.testing.assert_allclose(drawn[variable.name], norms, rtol=1e-5)
 
 
 def test_layers_without_an_end_are_drawn_for_one_period(rng):
-    layer = UntiedGRU(U, period=3)
+    layer = UntiedGRU(U, sharing=Periodic(3))
     layer.build((None, None, I))
     assert {len(norms) for norms in lines(plot.weight_norms(layer)).values()} == {3}
 

@@ -27,6 +27,7 @@ from ported_cells import (
 )
 
 from untied_rnn import UntiedDense, UntiedRNN, UntiedSimpleRNN
+from untied_rnn.sharing import Blocks, Listed, Periodic
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_transformer_blocks(rng):
 def test_time_varying_rnn_in_segments(rng):
     """TV-RNN: segments of unequal length, each with its own head."""
     index = [0, 0, 1, 2, 2, 2, 3, 4, 4]
-    options = {"weight_index": index, "return_sequences": True, "return_state": True, "unroll": False}
+    options = {"sharing": Listed(index), "return_sequences": True, "return_state": True, "unroll": False}
     layer = UntiedSimpleRNN(4, output_units=2, **options)
     loop = Loop([CellWithHead(4, 2) for _ in range(5)], [np.zeros((B, 4))], index)
     assert_same(layer, loop, lambda: [(layer, loop.cells)], rng.normal(size=(B, 9, 3)), rng)
@@ -175,7 +176,7 @@ class BothWays(keras.Layer):
 
 def test_both_directions_with_a_period(rng):
     """NN-MI: weights that repeat with the symbols of a period, and a random start."""
-    layer = keras.layers.Bidirectional(UntiedSimpleRNN(4, period=3, return_sequences=True))
+    layer = keras.layers.Bidirectional(UntiedSimpleRNN(4, sharing=Periodic(3), return_sequences=True))
     loop = BothWays(lambda: keras.layers.SimpleRNNCell(4), [0, 1, 2, 0, 1])
     start = [rng.normal(size=(B, 4)) for _ in range(2)]
 
@@ -305,7 +306,7 @@ def test_a_matrix_that_all_timesteps_share(cell, unroll, rng):
 
 
 def test_fit_trains_a_matrix_that_all_timesteps_share(rng):
-    options = {"return_sequences": True, "unroll": False, "block_size": T, "timesteps": T}
+    options = {"return_sequences": True, "unroll": False, "sharing": Blocks(T), "timesteps": T}
     tied = SharedMatrix(lista_cell, lambda make: UntiedRNN(make(), **options))
     of_keras = SharedMatrix(lista_cell, lambda make: keras.layers.RNN(make(), return_sequences=True))
     y, target, w = rng.normal(size=(B, M)), rng.normal(size=(B, T, N)), rng.normal(size=(M, N))

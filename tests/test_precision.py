@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import pytest
 from autodiff import outputs_and_gradients
+from reference_check import parameter_gradients, weights_along_time
 
 from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+from untied_rnn.sharing import Basis, Blocks, Listed, LowRank, Periodic
 
 T = 400
 FORM = {"unroll": False, "return_sequences": True}
@@ -17,9 +19,11 @@ FAMILY = {
     "dense": UntiedDense,
 }
 SHARED = {
-    "block_size": {"block_size": T},
-    "period": {"period": 2},
-    "weight_index": {"weight_index": [0, 1, 1, 0] * (T // 4)},
+    "block_size": {"sharing": Blocks(T)},
+    "period": {"sharing": Periodic(2)},
+    "weight_index": {"sharing": Listed([0, 1, 1, 0] * (T // 4))},
+    "low rank": {"sharing": LowRank(1, Periodic(2))},
+    "basis": {"sharing": Basis(3), "timesteps": T},
 }
 
 
@@ -43,6 +47,9 @@ def relative_error(received, expected):
         ("any cell", "period"),
         ("dense", "block_size"),
         ("dense", "weight_index"),
+        ("simple", "low rank"),
+        ("lstm", "basis"),
+        ("any cell", "low rank"),
     ],
 )
 def test_a_gradient_that_timesteps_share_is_added_up_in_float32(name, shared, rng):
@@ -52,14 +59,12 @@ def test_a_gradient_that_timesteps_share_is_added_up_in_float32(name, shared, rn
     layer, untied = FAMILY[name](4, **SHARED[shared], **options), FAMILY[name](4, **options)
     for built in (layer, untied):
         built.build(x.shape)
-    index = layer.set_of(np.arange(T))
-    untied.set_weights([weight[index] for weight in layer.get_weights()])
+    layer.set_weights([w + 0.1 * rng.normal(size=w.shape) for w in layer.get_weights()])  # none is zero
+    untied.set_weights(list(weights_along_time(layer, T).values()))
     received, terms = gradients_of_ones(layer, x), gradients_of_ones(untied, x)
-    for weight in layer.trainable_weights:
-        expected = np.zeros(weight.shape)
-        np.add.at(expected, index, terms[weight.name])
+    for key, expected in parameter_gradients(layer, terms).items():
         # A Dense layer's is one product, which is rounded to 16 bits once.
-        assert relative_error(received[weight.name], expected) < (2**-8 if name == "dense" else 1e-5)
+        assert relative_error(received[key], expected) < (2**-8 if name == "dense" else 1e-5), key
 
 
 @pytest.mark.parametrize("name", ["simple", "gru", "dense"])  # Keras's cells add up in 16 bits themselves

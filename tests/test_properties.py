@@ -21,6 +21,7 @@ from hypothesis.extra import numpy as npst
 from reference_check import LOOPS, check_equals_the_loop, simple_dropout
 
 from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+from untied_rnn.sharing import Blocks, Listed, Periodic
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True)
@@ -57,15 +58,21 @@ LAYERS = {
 def sharings(draw):
     """Arguments that say which timesteps share weights and which are frozen, and the set of each timestep."""
     timesteps = draw(st.integers(1, 6))
-    kind, number = draw(st.sampled_from(["untied", "block_size", "period", "index"])), draw(st.integers(1, 7))
+    kind, number = draw(st.sampled_from(["untied", "blocks", "period", "index"])), draw(st.integers(1, 7))
     order = draw(st.lists(st.integers(0, 3), min_size=timesteps, max_size=timesteps))
     index = {
         "untied": list(range(timesteps)),
-        "block_size": [t // number for t in range(timesteps)],
+        "blocks": [t // number for t in range(timesteps)],
         "period": [t % number for t in range(timesteps)],
         "index": [sorted(set(order)).index(s) for s in order],
     }[kind]
-    arguments = {"untied": {}, "index": {"weight_index": index}}.get(kind, {kind: number})
+    sharing = {
+        "untied": "untied",
+        "blocks": Blocks(number),
+        "period": Periodic(number),
+        "index": Listed(index),
+    }
+    arguments = {"sharing": sharing[kind]}
     if kind != "period":
         arguments["timesteps"] = timesteps
     frozen_sets = draw(st.sets(st.sampled_from(index))) if kind != "period" or number <= timesteps else set()
@@ -111,13 +118,13 @@ def problems(draw):
         "training": draw(st.booleans()),
         "numbers": draw(st.integers(0, 2**32 - 1)),
     }
-    return name, arguments, index, call
+    return name, arguments, call
 
 
 @hypothesis.settings(max_examples=EXAMPLES)
 @hypothesis.given(problems())
 def test_equals_the_numpy_loop(problem):
-    name, arguments, index, call = problem
+    name, arguments, call = problem
     layer = LAYERS[name](**arguments, dtype=DTYPE)
     (batch, _, input_dim), rng = call["x_shape"], np.random.default_rng(call["numbers"])
     layer.build((None, None, input_dim))
@@ -132,4 +139,4 @@ def test_equals_the_numpy_loop(problem):
     x = rng.normal(size=call["x_shape"])
     states = [rng.normal(size=(batch, arguments["units"])) * call["given"] for _ in layer.state_size]
     options = {option: call[option] for option in ("given", "mask", "training")}
-    check_equals_the_loop(layer, loop, index, x, states, rng, **options)
+    check_equals_the_loop(layer, loop, x, states, rng, **options)

@@ -9,7 +9,8 @@ from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN
 from untied_rnn._loops import recurrence
 from untied_rnn._loops.recurrence import affine_recurrence
 from untied_rnn._loops.scan import Stack
-from untied_rnn._weights.sharing import periodic
+from untied_rnn._weights.sets import periodic
+from untied_rnn.sharing import Blocks
 
 T, B, INPUT_DIM, U = 4, 2, 5, 3
 LAYERS = {
@@ -21,7 +22,7 @@ LAYERS = {
 
 def problem(rng, name, sets=T):
     """A layer, and inputs, states and weights for it in a flat list."""
-    layer = LAYERS[name](U, block_size=T // sets)
+    layer = LAYERS[name](U, sharing=Blocks(T // sets))
     layer.build((B, T, INPUT_DIM))
     shapes = [(T, B, INPUT_DIM), *((B, U) for _ in layer.state_size), *(w.shape for w in layer.weights)]
     return layer, [ops.convert_to_tensor(rng.normal(size=shape), DTYPE) for shape in shapes]

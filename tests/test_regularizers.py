@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from cases import I, T, U
+from cases import I, T, U, set_numbers
 
 from untied_rnn import TimeSmoothness, UntiedDense, UntiedRNN, UntiedSimpleRNN
+from untied_rnn.sharing import Blocks, Listed, Periodic
 
 
 def value(tensor):
@@ -24,13 +25,13 @@ NEIGHBOURS = [(0, 1), (1, 2), (2, 3)]
     [
         ("dense", 0.3, 0.0, {}, NEIGHBOURS),
         ("dense", 0.0, 0.2, {}, NEIGHBOURS),
-        ("dense", 0.3, 0.2, {"block_size": 3}, [(0, 1)]),
-        ("dense", 0.3, 0.2, {"block_size": T}, []),
-        ("dense", 0.3, 0.2, {"period": 3}, [(0, 1), (1, 2), (2, 0)]),
-        ("dense", 0.3, 0.2, {"weight_index": [0, 1, 2, 0]}, [(0, 1), (1, 2)]),
+        ("dense", 0.3, 0.2, {"sharing": Blocks(3)}, [(0, 1)]),
+        ("dense", 0.3, 0.2, {"sharing": Blocks(T)}, []),
+        ("dense", 0.3, 0.2, {"sharing": Periodic(3)}, [(0, 1), (1, 2), (2, 0)]),
+        ("dense", 0.3, 0.2, {"sharing": Listed([0, 1, 2, 0])}, [(0, 1), (1, 2)]),
         ("dense", 0.3, 0.2, {"frozen_timesteps": [0, 2]}, NEIGHBOURS),
-        ("simple", 0.3, 0.2, {"period": 3}, [(0, 1), (1, 2), (2, 0)]),
-        ("any cell", 0.3, 0.2, {"period": 3}, [(0, 1), (1, 2), (2, 0)]),
+        ("simple", 0.3, 0.2, {"sharing": Periodic(3)}, [(0, 1), (1, 2), (2, 0)]),
+        ("any cell", 0.3, 0.2, {"sharing": Periodic(3)}, [(0, 1), (1, 2), (2, 0)]),
         ("any cell", 0.3, 0.2, {"frozen_timesteps": [0, 2]}, NEIGHBOURS),
     ],
 )
@@ -43,8 +44,8 @@ def test_penalty_is_that_of_neighbours_in_time(name, l1, l2, dial, pairs):
     }[name]()
     layer.build((None, T, I))
     first_timestep = {}  # of each weight set
-    for t in reversed(range(T)):
-        first_timestep[int(layer.set_of(np.array([t]))[0])] = t
+    for t, s in reversed(list(enumerate(set_numbers(layer, T)))):
+        first_timestep[int(s)] = t
     sets = {s: layer.weights_at(t)["kernel"] for s, t in first_timestep.items()}
     expected = penalty(l1, l2, *((sets[a], sets[b]) for a, b in pairs))
     assert value(layer.losses[0]) == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -132,5 +133,5 @@ def test_16_bit_weights_are_added_up_in_float32():
         layer.kernel.assign((np.arange(2001) % 2).reshape(-1, 1, 1))
     assert value(smooth.losses[0]) == 2000
     assert value(elementwise.losses[0]) == 1000
-    mean = elementwise.averaged(block_size=2001).get_weights()[0]
+    mean = elementwise.averaged(sharing=Blocks(2001)).get_weights()[0]
     assert float(mean[0, 0, 0]) == pytest.approx(1000 / 2001, rel=2**-8)

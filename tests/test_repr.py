@@ -3,7 +3,8 @@
 import keras
 import pytest
 
-from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedRNN
+from untied_rnn.sharing import Blocks, Listed, Periodic
 
 
 @pytest.mark.parametrize(
@@ -11,22 +12,22 @@ from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN
     [
         (UntiedLSTM(2, name="a"), 28, "LSTM name=a, units=2", "LSTM name=a, units=2, timesteps=28"),
         (
-            UntiedGRU(2, timesteps=9, block_size=2, frozen_timesteps=[0, 1], name="a"),
+            UntiedGRU(2, timesteps=9, sharing=Blocks(4), frozen_timesteps=[8], name="a"),
             9,
-            "GRU name=a, units=2, timesteps=9, block_size=2, frozen_timesteps=[0, 1]",
-            "GRU name=a, units=2, timesteps=9, block_size=2, weight_sets=5, frozen_timesteps=[0, 1]",
+            "GRU name=a, units=2, timesteps=9, sharing=Blocks(size=4), frozen_timesteps=[8]",
+            "GRU name=a, units=2, timesteps=9, sharing=Blocks(size=4), weight_sets=3, frozen_timesteps=[8]",
         ),
         (
-            UntiedGRU(2, period=7, name="a"),
+            UntiedGRU(2, sharing=Periodic(7), name="a"),
             None,
-            "GRU name=a, units=2, period=7",
-            "GRU name=a, units=2, period=7",
+            "GRU name=a, units=2, sharing=Periodic(period=7)",
+            "GRU name=a, units=2, sharing=Periodic(period=7), weight_sets=7",
         ),
         (
-            UntiedDense(2, weight_index=[0, 1] * 50, name="a"),
+            UntiedRNN(keras.layers.GRUCell(2), sharing=Listed([0, 1] * 50), name="a"),
             100,
-            "Dense name=a, units=2, timesteps=100, weight_index=[0, 1, 0, 1, 0, 1, ...]",
-            "Dense name=a, units=2, timesteps=100, weight_index=[0, 1, 0, 1, 0, 1, ...], weight_sets=2",
+            "RNN name=a, timesteps=100, sharing=Listed(index=[0, 1, 0, 1, 0, 1, ...])",
+            "RNN name=a, timesteps=100, sharing=Listed(index=[0, 1, 0, 1, 0, 1, ...]), weight_sets=2",
         ),
         (UntiedRNN(keras.layers.GRUCell(2), name="a"), 3, "RNN name=a", "RNN name=a, timesteps=3"),
     ],

@@ -329,7 +329,7 @@ def test_stateful_layer_refuses_another_batch_size(x):
 
 # What a subclass supplies.
 
-ARGUMENTS = dict.fromkeys(["timesteps", "block_size", "period", "weight_index", "frozen_timesteps"])
+ARGUMENTS = dict.fromkeys(["timesteps", "sharing", "frozen_timesteps"])
 ARGUMENTS |= dict.fromkeys(["return_sequences", "return_state", "go_backwards", "stateful", "unroll"], False)
 ARGUMENTS |= {"zero_output_for_mask": False, "jit_compile": "auto"}
 
@@ -349,7 +349,7 @@ class Sums(RecurrentLayer):
     def recurrence(self, sequences):
         assert sequences.random == {}
         sums = sequences.states[0] + keras.ops.cumsum(
-            sequences.inputs * sequences.weights["weight"].values[:, None], axis=0
+            sequences.inputs * sequences.weights["weight"][0][:, None], axis=0
         )
         means = sequences.states[1] + keras.ops.mean(sums, axis=-1, keepdims=True)
         return means, [sums[-1], means[-1]]
@@ -386,4 +386,4 @@ def test_base_layer_says_what_a_subclass_must_define(x):
     with pytest.raises(NotImplementedError, match="build_weights"):
         layer.build(x.shape)
     with pytest.raises(NotImplementedError, match="recurrence"):
-        layer.recurrence(Sequences(x, [], None, {}, {}, False))
+        layer.recurrence(Sequences(x, [], None, {}, None, {}, False))

@@ -12,6 +12,7 @@ import pytest
 from conftest import BACKEND, DTYPE
 
 from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+from untied_rnn.sharing import Basis, Blocks, Listed, LowRank, Periodic
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -31,20 +32,31 @@ CASES = {
     "loop": {"timesteps": 40, "activation": "softsign"},
     "masked loop": {"timesteps": 40, "masked": True, "output_units": 2, "return_sequences": True},
     "lstm": {"timesteps": 40, "cls": UntiedLSTM},
-    "gru, shared": {"timesteps": 40, "cls": UntiedGRU, "block_size": 7},
-    "simple, period and frozen": {"timesteps": 5, "output_units": 2, "period": 2, "frozen_timesteps": [1]},
-    "dense, shared": {"timesteps": 5, "cls": UntiedDense, "weight_index": [0, 1, 0, 2, 1]},
+    "gru, shared": {"timesteps": 40, "cls": UntiedGRU, "sharing": Blocks(7)},
+    "simple, period and frozen": {
+        "timesteps": 5,
+        "output_units": 2,
+        "sharing": Periodic(2),
+        "frozen_timesteps": [1],
+    },
+    "dense, shared": {"timesteps": 5, "cls": UntiedDense, "sharing": Listed([0, 1, 0, 2, 1])},
+    "lstm, low rank": {"timesteps": 40, "cls": UntiedLSTM, "sharing": LowRank(2, Blocks(7))},
+    "dense, spline": {"timesteps": 5, "cls": UntiedDense, "sharing": Basis(3)},
     "any cell": {"timesteps": 6, "cls": UntiedRNN, "units": lambda: keras.layers.LSTMCell(4)},
     "any cell, shared": {
         **{"timesteps": 40, "cls": UntiedRNN, "units": lambda: keras.layers.GRUCell(4)},
-        **{"period": 3, "return_sequences": True},
+        **{"sharing": Periodic(3), "return_sequences": True},
     },
 }
 
 
 # New processes take seconds to start, and models to compile there.
 cases = pytest.mark.parametrize(
-    "names", [["masked loop", "any cell, shared"], pytest.param(list(CASES), marks=pytest.mark.release)]
+    "names",
+    [
+        ["masked loop", "lstm, low rank", "any cell, shared"],
+        pytest.param(list(CASES), marks=pytest.mark.release),
+    ],
 )
 
 

@@ -1,15 +1,20 @@
 """Which timesteps share weights, on every layer, and the moves from tied to untied."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
-from autodiff import names, outputs_and_gradients, to_numpy
+from autodiff import outputs_and_gradients, to_numpy
 from cases import B, I, O, U, random_mask, randomised
 from cases import T as SHORT
 from conftest import BACKEND, DTYPE, EXACT
 from keras import ops
+from reference_check import parameter_gradients, weights_along_time
+from sharing_reference import Scaled
 
 from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
+from untied_rnn.sharing import Basis, Blocks, Listed, LowRank, Periodic, Tied
 
 T = 7  # 3 * 2 + 1
 FAMILY = {
@@ -22,12 +27,19 @@ FAMILY = {
     "dense": lambda **k: UntiedDense(U, activation="tanh", dtype=DTYPE, **k),
 }
 INDEX = [1, 0, 1, 2, 2, 0, 1]
-DIAL = {
-    "block_size=3": ({"block_size": 3}, [0, 0, 0, 1, 1, 1, 2]),
-    "block_size=7": ({"block_size": 7}, [0] * T),
-    "block_size=100": ({"block_size": 100}, [0] * T),
-    "period=2": ({"period": 2}, [0, 1, 0, 1, 0, 1, 0]),
-    "weight_index": ({"weight_index": INDEX}, INDEX),
+SHARINGS = {
+    "tied": Tied(),
+    "blocks of 3": Blocks(3),
+    "blocks of 100": Blocks(100),
+    "period of 2": Periodic(2),
+    "listed": Listed(INDEX),
+    "low rank": LowRank(1),
+    "low rank, blocks": LowRank(2, Blocks(3)),
+    "full rank": LowRank(4, Periodic(2)),
+    "rank 0": LowRank(0),
+    "spline": Basis(3),
+    "fourier": Basis(4, "fourier"),
+    "own": Scaled(),
 }
 family = pytest.mark.parametrize("name", FAMILY)
 # The LSTM and the GRU share their weights by the simple layer's code.
@@ -45,25 +57,21 @@ def outputs(layer, x):
 
 
 @pytest.mark.parametrize(
-    ("name", "dial", "unroll"),
+    ("name", "sharing", "unroll"),
     [
-        *(("dense", dial, False) for dial in DIAL),
-        ("any cell", "block_size=3", False),
-        ("any cell", "period=2", True),
-        ("any cell", "weight_index", False),
+        *(("dense", sharing, False) for sharing in SHARINGS),
+        *(("any cell", sharing, i % 2 == 0) for i, sharing in enumerate(SHARINGS)),
     ],
 )
-def test_a_shared_set_is_the_same_weights_at_all_its_timesteps(name, dial, unroll, rng):
-    """Against the untied layer with those weights repeated: its gradients add up.
-
-    The other layers are compared with their NumPy loops, in `test_numpy_loop.py`.
-    """
-    options, index = DIAL[dial]
+def test_equals_the_untied_layer_with_the_weights_of_each_timestep(name, sharing, unroll, rng):
+    """Outputs, and gradients of all parameters. The other layers are in `test_numpy_loop.py`."""
     unroll = {} if name == "dense" else {"unroll": unroll}
-    layer = built(name, rng, **options, **unroll)
-    assert len(layer.get_weights()[0]) == max(index) + 1
-    untied = built(name, rng, **unroll)
-    untied.set_weights([weight[index] for weight in layer.get_weights()])
+    layer, untied = built(name, rng, sharing=SHARINGS[sharing], **unroll), built(name, rng, **unroll)
+    along_time = weights_along_time(layer, T)
+    untied.set_weights(list(along_time.values()))
+    for t in (0, T - 1):
+        for key, weight in layer.weights_at(t).items():
+            np.testing.assert_allclose(weight, along_time[key][t], **EXACT)
     x = rng.normal(size=(B, T, I))
     kwargs = {} if name == "dense" else {"mask": rng.random((B, T)) < 0.7}
     cotangents = [rng.normal(size=layer.compute_output_shape((B, T, I)))]
@@ -71,14 +79,13 @@ def test_a_shared_set_is_the_same_weights_at_all_its_timesteps(name, dial, unrol
     expected, slopes = outputs_and_gradients(untied, x, cotangents, **kwargs)
     np.testing.assert_allclose(received[0], expected[0], **EXACT)
     np.testing.assert_allclose(gradients["x"], slopes["x"], **EXACT)
-    for key in names(layer):
-        sums = [slopes[key][np.equal(index, s)].sum(axis=0) for s in range(max(index) + 1)]
-        np.testing.assert_allclose(gradients[key], sums, **EXACT, err_msg=key)
+    for key, wanted in parameter_gradients(layer, slopes).items():
+        np.testing.assert_allclose(gradients[key], wanted, **EXACT, err_msg=key)
 
 
 @three
-def test_block_size_one_is_untied(name, rng):
-    layer, untied = (built(name, rng, **options) for options in ({"block_size": 1}, {}))
+def test_blocks_of_one_are_untied(name, rng):
+    layer, untied = (built(name, rng, **options) for options in ({"sharing": Blocks(1)}, {}))
     untied.set_weights(layer.get_weights())
     x = rng.normal(size=(B, T, I))
     np.testing.assert_array_equal(outputs(layer, x), outputs(untied, x))
@@ -96,7 +103,7 @@ def test_one_block_is_the_tied_layer(cls, make, rng):
     tied = make()
     tied.build((B, T, I))
     randomised(tied, rng)
-    layer = cls.from_tied(tied, T, block_size=T)
+    layer = cls.from_tied(tied, T, sharing=Blocks(T))
     assert layer.count_params() == tied.count_params()
     x, cotangent = rng.normal(size=(B, T, I)), rng.normal(size=(B, T, U))
     received, gradients = outputs_and_gradients(layer, x, [cotangent])
@@ -109,7 +116,7 @@ def test_one_block_is_the_tied_layer(cls, make, rng):
 @three
 def test_a_period_takes_any_length(name, rng):
     """Also a length not known, and one longer than ever seen."""
-    layer = built(name, rng, period=3, timesteps=None)
+    layer = built(name, rng, sharing=Periodic(3), timesteps=None)
     inputs = keras.Input((None, I), dtype=DTYPE)
     model = keras.Model(inputs, layer(inputs))
     untied = built(name, rng, timesteps=10)
@@ -124,7 +131,9 @@ def test_a_period_takes_any_length(name, rng):
         np.testing.assert_allclose(outputs(layer, x[:, :length]), expected[:, :length], **EXACT)
 
 
-@pytest.mark.parametrize("options", [{"period": 3, "timesteps": 5}, {"block_size": 2, "timesteps": 5}])
+@pytest.mark.parametrize(
+    "options", [{"sharing": Periodic(3), "timesteps": 5}, {"sharing": Blocks(2), "timesteps": 5}]
+)
 @pytest.mark.parametrize("name", ["simple", "dense"])
 def test_known_timesteps_are_a_limit(name, options, rng):
     layer = FAMILY[name](**options)
@@ -137,10 +146,10 @@ def test_known_timesteps_are_a_limit(name, options, rng):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("simple", {"weight_index": [0, 1, 1, 0, 2, 2]}),
-        ("any cell", {"block_size": 2, "timesteps": 6}),
-        ("dense", {"weight_index": [0, 1, 1, 0, 2, 2]}),
-        ("dense", {"block_size": 2, "timesteps": 6}),
+        ("simple", {"sharing": Listed([0, 1, 1, 0, 2, 2])}),
+        ("any cell", {"sharing": Blocks(2), "timesteps": 6}),
+        ("dense", {"sharing": Listed([0, 1, 1, 0, 2, 2])}),
+        ("dense", {"sharing": Blocks(2), "timesteps": 6}),
     ],
 )
 def test_a_shorter_sequence_uses_the_first_weights(name, options, rng):
@@ -156,7 +165,9 @@ def test_a_shorter_sequence_uses_the_first_weights(name, options, rng):
             np.testing.assert_allclose(received, expected[:, :length], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"period": 4}, {"block_size": 3}, {"frozen_timesteps": [0]}])
+@pytest.mark.parametrize(
+    "options", [{"sharing": Periodic(4)}, {"sharing": Blocks(3)}, {"frozen_timesteps": [0]}]
+)
 def test_only_the_last_output_uses_the_last_weights(options, rng):
     """With output matrices, also when no others are computed."""
     layer = built("simple", rng, **options)
@@ -166,7 +177,9 @@ def test_only_the_last_output_uses_the_last_weights(options, rng):
     np.testing.assert_allclose(outputs(layer, x), expected, **EXACT)
 
 
-@pytest.mark.parametrize(("name", "dial"), [("any cell", {"block_size": 3}), ("dense", {"period": 2})])
+@pytest.mark.parametrize(
+    ("name", "dial"), [("any cell", {"sharing": Blocks(3)}), ("dense", {"sharing": Periodic(2)})]
+)
 def test_fit_trains_every_set(name, dial, rng):
     layer = FAMILY[name](**dial)
     model = keras.Sequential([keras.Input((T, I), dtype=DTYPE), layer])
@@ -186,13 +199,13 @@ def test_gradients_of_shared_weights_take_no_copies(name):
 
     timesteps, units = 40, 7
 
-    def largest(block_size):
+    def largest(sharing):
         if name == "any cell":
             layer = UntiedRNN(
-                keras.layers.LSTMCell(units), timesteps=timesteps, block_size=block_size, unroll=False
+                keras.layers.LSTMCell(units), timesteps=timesteps, sharing=sharing, unroll=False
             )
         else:
-            layer = UntiedSimpleRNN(units, timesteps=timesteps, block_size=block_size, unroll=False)
+            layer = UntiedSimpleRNN(units, timesteps=timesteps, sharing=sharing, unroll=False)
         layer.build((1, timesteps, I))
 
         @tf.function(jit_compile=True)
@@ -204,29 +217,55 @@ def test_gradients_of_shared_weights_take_no_copies(name):
         text = function.experimental_get_compiler_ir(tf.zeros((1, timesteps, I)))(stage="optimized_hlo")
         return f"f32[{timesteps},{units}," in text
 
-    assert largest(None)
-    assert not largest(timesteps)
+    assert largest("untied")
+    assert not largest("tied")
 
 
 # Arguments.
 
 
 @pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Blocks(0), ValueError, "`size` must be a positive integer"),
+        (lambda: Blocks(1.5), TypeError, "`size` must be a positive integer"),
+        (lambda: Periodic(-1), ValueError, "`period` must be a positive integer"),
+        (lambda: Periodic(True), TypeError, "`period` must be a positive integer"),
+        (lambda: Listed([0, 2]), ValueError, "every weight set from 0"),
+        (lambda: Listed([]), ValueError, "every weight set from 0"),
+        (lambda: Listed([0, -1]), ValueError, "integers from 0"),
+        (lambda: Listed([0, 1.0]), TypeError, "list of integers"),
+        (lambda: Listed("01"), TypeError, "list of integers"),
+        (lambda: Listed(3), TypeError, "list of integers"),
+        (lambda: LowRank(-1), ValueError, "`rank` must be an integer from 0"),
+        (lambda: LowRank(1.0), TypeError, "`rank` must be an integer from 0"),
+        (lambda: LowRank(1, LowRank(1)), TypeError, "which timesteps share a deviation"),
+        (lambda: Basis(0), ValueError, "`size` must be a positive integer"),
+        (lambda: Basis(2, "sine"), ValueError, "`kind` must be one of 'spline', 'fourier', or a function"),
+    ],
+)
+def test_wrong_sharings(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"block_size": 2, "period": 3}, ValueError, "at most one of block_size, period, weight_index"),
-        ({"block_size": 0}, ValueError, "`block_size` must be a positive integer"),
-        ({"block_size": 1.5}, TypeError, "`block_size` must be a positive integer"),
-        ({"period": -1}, ValueError, "`period` must be a positive integer"),
-        ({"period": True}, TypeError, "`period` must be a positive integer"),
-        ({"weight_index": [0, 2]}, ValueError, "every weight set from 0"),
-        ({"weight_index": []}, ValueError, "every weight set from 0"),
-        ({"weight_index": [0, -1]}, ValueError, "integers from 0"),
-        ({"weight_index": [0, 1.0]}, TypeError, "list of integers"),
-        ({"weight_index": "01"}, TypeError, "list of integers"),
-        ({"weight_index": 3}, TypeError, "list of integers"),
-        ({"weight_index": [0, 1], "timesteps": 3}, ValueError, "one integer for each timestep"),
-        ({"block_size": 2, "timesteps": "7"}, TypeError, "`timesteps` must be"),
+        (
+            {"sharing": Listed([0, 1]), "timesteps": 3},
+            ValueError,
+            "one number of timesteps, such as `Listed`",
+        ),
+        (
+            {"kernel_sharing": Listed([0, 1]), "bias_sharing": Listed([0, 1, 1])},
+            ValueError,
+            r"Received: sharings for \[2, 3\] timesteps",
+        ),
+        ({"sharing": Blocks(2), "timesteps": "7"}, TypeError, "`timesteps` must be"),
+        ({"sharing": 7}, TypeError, r"Expected a sharing, such as `untied_rnn.sharing.Blocks\(7\)`"),
+        ({"sharing": "blocks"}, TypeError, "Expected a sharing"),
+        ({"sharing": {"kernel": "tied"}}, TypeError, "one sharing"),
     ],
 )
 @pytest.mark.parametrize("name", ["simple", "dense"])
@@ -235,13 +274,15 @@ def test_wrong_arguments(name, options, error, message):
         FAMILY[name](**options)
 
 
-@pytest.mark.parametrize(("name", "dial"), list(zip(FAMILY, DIAL, strict=True)))
-def test_configuration_and_files(name, dial, rng, tmp_path):
-    options, _ = DIAL[dial]
-    layer = built(name, rng, **options)
-    config = layer.get_config()
-    assert {key: config[key] for key in options} == options
-    assert type(layer).from_config(config).get_config() == config
+@pytest.mark.parametrize(
+    ("name", "sharing"),
+    list(zip(FAMILY, ["blocks of 3", "listed", "low rank, blocks", "fourier", "own"], strict=True)),
+)
+def test_configuration_and_files(name, sharing, rng, tmp_path):
+    layer = built(name, rng, sharing=SHARINGS[sharing])
+    config = json.loads(json.dumps(layer.get_config()))
+    assert type(layer).from_config(config).sharing == SHARINGS[sharing]
+    assert type(layer).from_config(config).get_config() == layer.get_config()
     model = keras.Sequential([keras.Input((T, I), dtype=DTYPE), layer])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -249,15 +290,15 @@ def test_configuration_and_files(name, dial, rng, tmp_path):
     np.testing.assert_array_equal(to_numpy(loaded(x))[0], to_numpy(model(x))[0])
 
 
-# Moves along the dial.
+# Moves.
 
 
 @three
 def test_from_tied_to_untied_and_back(name, rng):
-    layer = built(name, rng, block_size=T)
+    layer = built(name, rng, sharing=Blocks(T))
     x = rng.normal(size=(B, T, I))
     steps = [layer]
-    for move in ({"block_size": 4}, {"block_size": 2}, {"weight_index": [0, 1, 2, 2, 3, 3, 4]}):
+    for move in ({"sharing": Blocks(4)}, {"sharing": Blocks(2)}, {"sharing": Listed([0, 1, 2, 2, 3, 3, 4])}):
         steps.append(steps[-1].refine(**move))
     steps.append(steps[-1].untie())
     assert [len(step.get_weights()[0]) for step in steps] == [1, 2, 4, 5, 7]
@@ -272,9 +313,9 @@ def test_from_tied_to_untied_and_back(name, rng):
 def test_untied_weights_are_averaged_over_the_timesteps_that_are_to_share(name, rng):
     layer = built(name, rng)
     before = [weight.copy() for weight in layer.get_weights()]
-    tied, blocks = layer.averaged(), layer.averaged(block_size=3)
-    period = layer.averaged(period=2)
-    assert (tied.block_size, blocks.block_size, period.period) == (T, 3, 2)
+    tied, blocks = layer.averaged(), layer.averaged(sharing=Blocks(3))
+    period = layer.averaged(sharing=Periodic(2))
+    assert (tied.sharing, blocks.sharing, period.sharing) == (Tied(), Blocks(3), Periodic(2))
     for i, weight in enumerate(before):
         np.testing.assert_allclose(tied.get_weights()[i], weight.mean(axis=0)[None], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(blocks.get_weights()[i][0], weight[:3].mean(axis=0), rtol=1e-5, atol=1e-6)
@@ -289,7 +330,7 @@ def test_averages_of_fewer_timesteps_and_of_frozen_ones(rng):
     layer = built("gru", rng, frozen_timesteps=[0, 3])
     weights = [layer.weights_at(t)["kernel"] for t in range(T)]
     tied, short = layer.averaged(), layer.averaged(timesteps=3)
-    assert (tied.frozen_timesteps, short.block_size) == (None, 3)
+    assert (tied.frozen_timesteps, short.timesteps, short.sharing) == (None, 3, Tied())
     np.testing.assert_allclose(tied.weights_at(0)["kernel"], np.mean(weights, axis=0), rtol=1e-5, atol=1e-6)
     mean = np.mean(weights[:3], axis=0)
     np.testing.assert_allclose(short.weights_at(0)["kernel"], mean, rtol=1e-5, atol=1e-6)
@@ -297,11 +338,11 @@ def test_averages_of_fewer_timesteps_and_of_frozen_ones(rng):
 
 @three
 def test_a_period_is_untied_for_as_many_timesteps_as_asked_for(name, rng):
-    layer = built(name, rng, period=3, timesteps=None)
+    layer = built(name, rng, sharing=Periodic(3), timesteps=None)
     x = rng.normal(size=(B, 8, I))
     np.testing.assert_allclose(outputs(layer.untie(timesteps=8), x), outputs(layer, x), **EXACT)
-    np.testing.assert_allclose(outputs(layer.refine(period=6), x), outputs(layer, x), **EXACT)
-    assert (layer.averaged().period, layer.averaged().timesteps) == (1, None)
+    np.testing.assert_allclose(outputs(layer.refine(sharing=Periodic(6)), x), outputs(layer, x), **EXACT)
+    assert layer.averaged().timesteps is None
     with pytest.raises(ValueError, match="must know how many"):
         layer.untie()
 
@@ -310,22 +351,21 @@ def test_a_period_is_untied_for_as_many_timesteps_as_asked_for(name, rng):
     ("change", "message"),
     [
         (
-            {"block_size": 4},
-            r"weight sets \[0, 1\] of this layer would share set 0. Give",
+            {"sharing": Blocks(4)},
+            r"would change 'kernel' at the timesteps \[0, 1, 2, 3",
         ),
-        ({"period": 2}, r"weight sets \[0, 1, 2\] of this layer would share set 0"),
+        ({"sharing": Periodic(2)}, "would change 'kernel'"),
         ({"timesteps": T + 1}, "at most 7 timesteps"),
-        ({"period": T + 1}, "a timestep for each weight set"),
-        ({"period": 2, "block_size": 2}, "at most one of"),
+        ({"sharing": Periodic(T + 1)}, "a timestep for each weight set"),
     ],
 )
 def test_moves_that_would_change_the_function_are_refused(change, message, rng):
     with pytest.raises(ValueError, match=message):
-        built("gru", rng, block_size=3).refine(**change)
+        built("gru", rng, sharing=Blocks(3)).refine(**change)
 
 
 def test_moves_take_no_other_arguments(rng):
-    layer = built("gru", rng, block_size=3)
+    layer = built("gru", rng, sharing=Blocks(3))
     for move in (layer.refine, layer.averaged):
         with pytest.raises(TypeError, match=r"The others stay as they are. Received: {'units': 4}"):
             move(units=4)
@@ -340,9 +380,8 @@ def test_moves_take_no_other_arguments(rng):
 @family
 def test_weights_of_a_timestep_are_there_once_the_layer_is_built(name):
     layer = FAMILY[name]()
-    for ask in (layer.weights_at, layer.set_of):
-        with pytest.raises(ValueError, match="call `build`, or the layer on data"):
-            ask(0)
+    with pytest.raises(ValueError, match="call `build`, or the layer on data"):
+        layer.weights_at(0)
     layer.build((B, T, I))
     with pytest.raises(TypeError, match=r"a timestep, an integer. Received: 1\.5"):
         layer.weights_at(1.5)
@@ -351,7 +390,7 @@ def test_weights_of_a_timestep_are_there_once_the_layer_is_built(name):
 def test_moves_need_a_built_layer_and_keep_states(rng):
     with pytest.raises(ValueError, match="built layer"):
         UntiedGRU(U, timesteps=SHORT).untie()
-    layer = UntiedGRU(U, timesteps=SHORT, block_size=SHORT, stateful=True, dtype=DTYPE)
+    layer = UntiedGRU(U, timesteps=SHORT, sharing=Blocks(SHORT), stateful=True, dtype=DTYPE)
     first, second = rng.normal(size=(2, B, SHORT, I))
     layer(first)
     untied = layer.untie()
@@ -360,7 +399,7 @@ def test_moves_need_a_built_layer_and_keep_states(rng):
 
 @family
 def test_weights_of_one_timestep(name, rng):
-    layer = built(name, rng, weight_index=INDEX)
+    layer = built(name, rng, sharing=Listed(INDEX))
     for t, s in enumerate(INDEX):
         for (key, weight), stack in zip(layer.weights_at(t).items(), layer.weights, strict=True):
             assert key == stack.name
@@ -371,7 +410,7 @@ def test_weights_of_one_timestep(name, rng):
 
 
 def test_masks_skip_the_weights_of_their_timesteps(rng):
-    layer, mask = built("lstm", rng, timesteps=SHORT, period=2), random_mask(rng)
+    layer, mask = built("lstm", rng, timesteps=SHORT, sharing=Periodic(2)), random_mask(rng)
     x = rng.normal(size=(B, SHORT, I))
     poisoned = np.where(mask[..., None], x, 1e6)
     (received,), (expected,) = to_numpy(layer(poisoned, mask=mask)), to_numpy(layer(x, mask=mask))

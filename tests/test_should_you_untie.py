@@ -31,7 +31,9 @@ def test_units_are_those_of_equal_parameter_count(block_size):
 
 def test_plan_has_each_run_once():
     runs = example.plan(example.BLOCK_SIZES, example.FEW, 60_000, 10, 3)
-    assert len(set(runs)) == len(runs) == 6 + 5 + 3 * 3 + 4 + 3  # untied is in both comparisons of the dial
+    assert (
+        len(set(runs)) == len(runs) == 6 + 5 + 3 * 3 + 4 + 3
+    )  # untied is in both comparisons of block sizes
     assert {run.seed for run in runs} == {3}
     assert [run.task for run in runs if run.smoothness] == ["cut"]
 

@@ -65,14 +65,14 @@ NON_DEFAULTS = {
 }
 
 
-DIAL = {"block_size", "period", "weight_index", "frozen_timesteps"}  # see `test_dial.py`
+SHARING = {*UntiedSimpleRNN.sharing_arguments(), "frozen_timesteps"}  # see `test_shared_weights.py`
 
 
 def test_every_argument_comes_back_from_the_configuration():
     signature = set(inspect.signature(UntiedSimpleRNN).parameters)
-    assert {*NON_DEFAULTS, *DIAL, "kwargs"} == signature
+    assert {*NON_DEFAULTS, *SHARING, "kwargs"} == signature
     config = UntiedSimpleRNN(**NON_DEFAULTS, name="here", dtype="float64", trainable=False).get_config()
-    assert set(config) == {*NON_DEFAULTS, *DIAL, "name", "dtype", "trainable"}
+    assert set(config) == {*NON_DEFAULTS, *SHARING, "name", "dtype", "trainable"}
     clone = UntiedSimpleRNN.from_config(config)
     assert (clone.name, clone.compute_dtype, clone.trainable) == ("here", "float64", False)
     for name, value in NON_DEFAULTS.items():

@@ -14,6 +14,7 @@ import pytest
 from conftest import BACKEND
 
 from untied_rnn import UntiedSimpleRNN, tuning
+from untied_rnn.sharing import Blocks
 
 TRACES = []
 # keras-tuner saves the optimizer with the weights, and loads the weights alone.
@@ -152,7 +153,7 @@ def test_heads(heads, loss, metric, data, rng):
 
 def test_trains_like_the_model_written_by_hand(data):
     x, y = data
-    arguments = {"activation": "relu", "recurrent_dropout": 0.2, "block_size": 2}
+    arguments = {"activation": "relu", "recurrent_dropout": 0.2, "sharing": Blocks(2)}
     adam = keras.optimizers.Adam(0.5, clipnorm=0.1)
     hypermodel = small(num_layers=2, dropout=0.3, seed=7, optimizer=adam, **arguments)
     model, _ = trained(hypermodel, values(), x, y)

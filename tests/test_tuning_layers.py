@@ -1,4 +1,6 @@
-"""Which layer a search takes, and how many timesteps share weights."""
+"""Which layer a search takes, and how the weights of its timesteps hang together."""
+
+import dataclasses
 
 import keras
 import keras_tuner
@@ -9,6 +11,7 @@ from conftest import BACKEND
 from test_tuning import assert_same, random_search, searched, small, trained, values
 
 from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN, tuning
+from untied_rnn.sharing import Basis, Blocks, Listed, LowRank, Periodic, Sharing, Tied, Untied
 
 pytestmark = test_tuning.pytestmark
 data = test_tuning.data
@@ -37,10 +40,10 @@ def made(hypermodel, **chosen):
 @pytest.mark.parametrize(
     ("layer", "make", "num_layers", "arguments"),
     [
-        ("UntiedLSTM", UntiedLSTM, 1, {"period": 2, "dropout": 0.3}),
+        ("UntiedLSTM", UntiedLSTM, 1, {"sharing": Periodic(2), "dropout": 0.3}),
         ("UntiedGRU", UntiedGRU, 1, {"reset_after": False}),
-        (of_cells, of_cells, 1, {"block_size": 2, "dropout": 0.3}),
-        (dense, dense, 2, {"period": 2}),
+        (of_cells, of_cells, 1, {"sharing": Blocks(2), "dropout": 0.3}),
+        (dense, dense, 2, {"sharing": Periodic(2)}),
     ],
     ids=["LSTM", "GRU", "cells", "dense"],
 )
@@ -67,33 +70,105 @@ def test_trains_like_the_model_written_by_hand(layer, make, num_layers, argument
 
 
 def test_trials_of_a_search_compute_what_each_computes_alone(data, tmp_path):
-    hypermodel = small(layer=["UntiedSimpleRNN", "UntiedGRU"], block_size=[1, 3], dropout=0.3)
+    hypermodel = small(layer=["UntiedSimpleRNN", "UntiedGRU"], sharing=["untied", "tied"], dropout=0.3)
     tuner = random_search(hypermodel, tmp_path, max_trials=2, seed=2, objective="val_loss")
     trials = searched(tuner, *data, epochs=1, shuffle=False)
     assert {trial.hyperparameters["layer"] for trial in trials} == {"UntiedSimpleRNN", "UntiedGRU"}
-    assert {trial.hyperparameters["block_size"] for trial in trials} == {1, 3}
+    assert {trial.hyperparameters["sharing"] for trial in trials} == {"Untied()", "Tied()"}
     for trial in trials:
-        alone = small(**trial.hyperparameters.values, dropout=0.3)
+        chosen = trial.hyperparameters.values
+        alone = small(**chosen | {"sharing": hypermodel.sharings[chosen["sharing"]]}, dropout=0.3)
         _, history = trained(alone, values(), *data, epochs=1, validation_split=0.5)
         assert history.history["val_loss"] == [trial.score]
 
 
+def test_a_search_of_sharings_is_read_again_and_goes_on(data, tmp_path):
+    sharings = [Untied(), LowRank(1), Blocks(2)]
+
+    def tuner(max_trials):
+        options = {"max_trials": max_trials, "objective": "val_loss", "overwrite": False}
+        return random_search(small(sharing=sharings), tmp_path, **options)
+
+    searched(tuner(2), *data, epochs=1)
+    again = tuner(3)
+    first_two = dict(again.oracle.trials)
+    trials = searched(again, *data, epochs=1)
+    assert len(first_two) == 2
+    assert {trial.trial_id for trial in trials} > set(first_two)
+    assert {trial.hyperparameters["sharing"] for trial in trials} == {
+        *("Untied()", "LowRank(rank=1, sharing=Untied())", "Blocks(size=2)")
+    }
+    x, y = data
+    best = again.oracle.get_best_trials(3)
+    for trial, model in zip(best, tuner(3).get_best_models(3), strict=True):
+        chosen = again.hypermodel.sharings[trial.hyperparameters["sharing"]]
+        assert model.layers[1].sharing == chosen
+        assert chosen in sharings
+        loss = model.evaluate(x[16:], y[16:], verbose=0, return_dict=True)["loss"]
+        assert loss == pytest.approx(trial.score)
+
+
+def test_a_search_does_not_go_on_with_other_sharings(data, tmp_path):
+    searched(random_search(small(sharing=[Blocks(2)]), tmp_path, max_trials=1), *data, epochs=1)
+    other = random_search(small(sharing=[Untied(), LowRank(1)]), tmp_path, max_trials=1)
+    with pytest.raises(
+        ValueError, match=r"begun with. Received: Blocks\(size=2\), .* of Untied\(\), LowRank"
+    ):
+        other.get_best_models()
+
+
 def test_ranges_of_sharing_reach_the_layers(tmp_path):
     hypermodel = small(
-        units=range(4, 13, 4), layer=("UntiedLSTM", "UntiedGRU"), num_layers=2, block_size=range(1, 6, 2)
+        units=range(4, 13, 4),
+        layer=("UntiedLSTM", "UntiedGRU"),
+        num_layers=2,
+        sharing=(Untied(), Blocks(3), LowRank(1)),
     )
-    tuner = random_search(hypermodel, tmp_path / "block_size", max_trials=18)
+    tuner = random_search(hypermodel, tmp_path, max_trials=18)
     drawn = [tuner.oracle.create_trial(str(i)).hyperparameters for i in range(18)]
-    assert list(drawn[0].values) == ["units", "layer", "block_size"]
+    assert list(drawn[0].values) == ["units", "layer", "sharing"]
     assert len({tuple(hp.values.values()) for hp in drawn}) == 18
     for hp in drawn[:2]:
         for layer in made(hypermodel, **hp.values):
             assert type(layer).__name__ == hp["layer"]
-            assert (layer.units, layer.block_size, layer.period) == (hp["units"], hp["block_size"], None)
+            assert (layer.units, repr(layer.sharing)) == (hp["units"], hp["sharing"])
 
-    hypermodel = small(layer="UntiedGRU", period={"min_value": 2, "max_value": 4})
-    (layer,) = made(hypermodel, period=3)
-    assert (layer.block_size, layer.period, layer.recurrent_kernel.shape[0]) == (None, 3, 3)
+
+@keras.saving.register_keras_serializable("test_tuning_layers")
+def ramp(timesteps, size):
+    return np.linspace(1, 2, timesteps)[:, None] ** np.arange(size)
+
+
+@keras.saving.register_keras_serializable("test_tuning_layers")
+@dataclasses.dataclass(frozen=True)
+class Mine(Sharing):
+    of: Sharing
+
+
+def test_each_sharing_has_a_text_that_is_the_same_in_every_process():
+    long = [[0, 1] * 20, [0, 1] * 19 + [1, 0]]  # of which `repr` shows the same
+    sharings = {
+        "Tied()": "tied",
+        "Periodic(period=2)": Periodic(2),
+        f"Listed(index={tuple(long[0])})": Listed(long[0]),
+        f"Listed(index={tuple(long[1])})": Listed(long[1]),
+        "LowRank(rank=1, sharing=Blocks(size=2))": LowRank(1, Blocks(2)),
+        "Basis(size=2, kind='spline')": Basis(2),
+        "Basis(size=2, kind=ramp)": Basis(2, ramp),
+        "Mine(of=Tied())": Mine(Tied()),
+    }
+    hypermodel = of("UntiedGRU", sharing=list(sharings.values()))
+    assert hypermodel.sharings == {**sharings, "Tied()": Tied()}
+    assert hypermodel.ranges["sharing"] == list(sharings)
+
+
+def test_cells_take_sharings_by_the_names_of_weights():
+    by_name = {"recurrent_kernel": Blocks(2)}
+    (fixed,), (chosen,) = (
+        made(of(of_cells, sharing=sharing), sharing="{'recurrent_kernel': 'Blocks(size=2)'}")
+        for sharing in (by_name, ["untied", by_name])
+    )
+    assert fixed.sharing == chosen.sharing == by_name
 
 
 @pytest.mark.parametrize(
@@ -119,9 +194,9 @@ def test_a_function_gets_what_is_given():
         received.append((units, arguments))
         return UntiedSimpleRNN(units, **arguments)
 
-    given = {"recurrent_dropout": [0.1, 0.2], "block_size": 3, "use_bias": False}
+    given = {"recurrent_dropout": [0.1, 0.2], "sharing": Blocks(3), "use_bias": False}
     of(layer, num_layers=2, **given).build(values(recurrent_dropout=0.2))
-    chosen = {"recurrent_dropout": 0.2, "block_size": 3, "use_bias": False}
+    chosen = {"recurrent_dropout": 0.2, "sharing": Blocks(3), "use_bias": False}
     assert received[-2:] == [
         (4, {"return_sequences": True, "name": "untied_0", **chosen}),
         (4, {"return_sequences": False, "name": "untied_1", **chosen}),
@@ -185,15 +260,13 @@ def test_outputs_that_neither_layers_nor_head_take_end_the_search(num_layers, ar
         ({"layer": lambda units: None}, TypeError, "return_sequences"),
         ({"layer": of_cells, "recurrent_dropout": [0.0, 0.1]}, ValueError, "recurrent_dropout"),
         ({"layer": ["UntiedLSTM", "UntiedGRU"], "unit_forget_bias": True}, ValueError, "to UntiedGRU"),
-        ({"block_size": [1, 5], "period": 5}, ValueError, "at most one of block_size, period"),
-        ({"period": range(1, 4), "weight_index": [0] * 5}, ValueError, "at most one of block_size, period"),
-        (
-            {"block_size": [None, 5]},
-            TypeError,
-            r"`block_size` of 1.*untied. Received: block_size=\[None, 5\]",
-        ),
-        ({"block_size": 0}, ValueError, "block_size=0"),
-        ({"period": {"min_value": 0, "max_value": 2}}, ValueError, "period=0"),
+        ({"sharing": [None, Blocks(5)]}, TypeError, r"`Untied\(\)` for untied .*sharing=\[None, Blocks"),
+        ({"sharing": []}, ValueError, "at least one value of `sharing`"),
+        ({"sharing": [Untied(), 7]}, TypeError, "Expected a sharing.*Received: 7"),
+        ({"sharing": ["tied", "tie"]}, TypeError, "Expected a sharing.*Received: 'tie'"),
+        ({"sharing": [Tied(), "tied"]}, ValueError, r"sharings that differ.*there are Tied\(\)"),
+        ({"sharing": range(1, 3)}, TypeError, "Expected a sharing.*range"),
+        ({"sharing": [Untied(), {"kernel": Tied()}]}, TypeError, "Expected one sharing.*kernel"),
         ({"name": "mine"}, TypeError, "name"),
     ],
 )

@@ -212,13 +212,13 @@ def gradient_norms(layer: keras.Layer, gradients: Sequence[Any], ax: Axes | None
             f"Expected a gradient for each of `layer.trainable_variables`, of shapes {expected}. "
             f"Received: shapes {[array.shape for array in arrays]}"
         )
-    stacks = {id(stack.variables[0]): stack for stack in layer.stacks}
+    stacks = {id(stack.variables[0]): stack for stack in layer.timestep_weights.stacks}
     ax = _labelled(ax, "norm of the gradient")
     for variable, array in zip(layer.trainable_variables, arrays, strict=True):
         stack = stacks[id(variable)]
-        norms = np.full(stack.sharing.sets, np.nan)  # frozen ones have no gradient
+        norms = np.full(stack.sets.count, np.nan)  # frozen ones have no gradient
         norms[stack.trained_sets] = _norms(array)
-        ax.plot(norms[layer.set_of(_timesteps(layer))], ".-", label=variable.name)
+        ax.plot(norms[stack.sets.index(_timesteps(layer))], ".-", label=variable.name)
     ax.set_yscale("log")
     ax.legend()
     return ax
@@ -237,12 +237,12 @@ def _untied(layer: keras.Layer) -> UntiedLayer:
 
 def _along_time(layer: keras.Layer) -> dict[str, np.ndarray]:
     layer = _untied(layer)
-    weights = layer.stacks.along_time(_timesteps(layer))
+    weights = layer.timestep_weights.along_time(_timesteps(layer))
     return {name: stack.astype("float64") for name, stack in weights.items()}
 
 
 def _timesteps(layer: UntiedLayer) -> np.ndarray:
-    return np.arange(layer.timesteps or layer.sharing.sets)  # one period, where there is no end
+    return np.arange(layer.timesteps or layer.timestep_weights.cycle)
 
 
 def _states(layer: RecurrentLayer, sequences: Any) -> np.ndarray:
@@ -252,7 +252,8 @@ def _states(layer: RecurrentLayer, sequences: Any) -> np.ndarray:
     returning = like(layer, type(layer), return_sequences=True, return_state=False, **without_outputs)
     # By position, for the layers within a copy of a cell may have names with other numbers. Output matrices,
     # which come last, are left out.
-    for stack, other in zip(returning.stacks, layer.stacks, strict=False):
+    stacks = (one.timestep_weights.stacks for one in (returning, layer))
+    for stack, other in zip(*stacks, strict=False):
         stack.assign(other.array())
     return ops.convert_to_numpy(returning(sequences)).astype("float64")
 

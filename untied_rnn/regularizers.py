@@ -26,9 +26,10 @@ class TimeSmoothness(keras.regularizers.Regularizer):
     penalty = sum_s  l1 * |W_{s+1} - W_s|  +  l2 * (W_{s+1} - W_s)^2        (over all elements)
     ```
 
-    Neighbours are the weight sets of successive timesteps or blocks. With `period` the first set follows the
-    last one again; with `weight_index` sets are neighbours in the order of their numbers. The larger `l2`,
-    the closer is the layer to a tied one; `l1` lets weights stay as they are for a while and then jump.
+    Neighbours are the weight sets of successive timesteps or blocks. With `Periodic` the first set follows
+    the last one again; with `Listed` sets are neighbours in the order of their numbers. With sharings of
+    several parameters the penalty is that of the weights, which are made for it at all timesteps. The larger
+    `l2`, the closer is the layer to a tied one; `l1` lets weights stay as they are for a while and then jump.
 
     Args:
         l1: Non-negative number, the factor of the absolute differences; 0 if only `l2` is given.

@@ -2,7 +2,9 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -11,8 +13,8 @@ import keras
 import keras_tuner
 import numpy as np
 
-from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, _arguments
-from untied_rnn._weights.sharing import SHARING_ARGUMENTS
+from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, _arguments, _checks
+from untied_rnn.sharing import SharingArgument
 
 _LAYERS: dict[str, Callable[..., keras.Layer]] = {
     cls.__name__: cls for cls in (UntiedSimpleRNN, UntiedLSTM, UntiedGRU)
@@ -26,7 +28,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
     r"""Untied layers with a Dense head, whose hidden size, kind and training keras-tuner searches.
 
     ```
-    h = layer(units, block_size=block_size, dropout=dropout, ...)(x)     (num_layers times)
+    h = layer(units, sharing=sharing, dropout=dropout, ...)(x)     (num_layers times)
     y = Dense(num_classes or output_dim)(last h)
     ```
 
@@ -53,14 +55,13 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             names, of which the tuner chooses one; or a function `(units, **arguments)` that returns a new
             layer, such as `lambda units, **arguments: UntiedRNN(keras.layers.LSTMCell(units), **arguments)`.
             Its arguments are `name`, `return_sequences` (`False` for the last layer alone),
-            `layer_arguments`, and `block_size`, `period`, `dropout`, `recurrent_dropout` and
-            `recurrent_initializer` where they are given. If the last layer returns all timesteps, as
-            `UntiedDense` does, the head takes all of them, flattened.
+            `layer_arguments`, and `sharing`, `dropout`, `recurrent_dropout` and `recurrent_initializer` where
+            they are given. If the last layer returns all timesteps, as `UntiedDense` does, the head takes
+            all of them, flattened.
         num_layers: Number of untied layers.
-        block_size: Number of successive timesteps that share weights; 1 is untied, `timesteps` is tied. If
-            neither this nor `period` is given, layers are untied.
-        period: In place of `block_size`, the number of timesteps after which the same weights come again;
-            1 is tied, `timesteps` is untied.
+        sharing: What each layer's `sharing=` takes, such as `"tied"` or `LowRank(4)`; or a list of such
+            values. What the tuner chooses from these are their texts, such as `"Blocks(size=7)"`, for which
+            `hypermodel.sharings` has the sharings. If not given, layers are untied.
         dropout: Fraction of each layer's inputs to drop. By default 0, 0.1 or 0.2, unless `layer` is a
             function.
         recurrent_dropout: Fraction of each layer's state to drop. By default 0, 0.05 or 0.1, unless `layer`
@@ -109,6 +110,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
     outputs: int
     seed: int | None
     layer_arguments: dict[str, Any]
+    sharings: dict[str, Any]
     layer_ranges: dict[str, Any]
     ranges: dict[str, Any]
 
@@ -122,8 +124,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         units: Any = range(16, 257, 16),
         layer: str | Sequence[str] | Callable[..., keras.Layer] = "UntiedSimpleRNN",
         num_layers: Any = (1, 2),
-        block_size: Any = None,
-        period: Any = None,
+        sharing: SharingArgument | Sequence[SharingArgument] | None = None,
         dropout: Any = None,
         recurrent_dropout: Any = None,
         recurrent_initializer: Any = None,
@@ -139,17 +140,17 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
                 "Expected one of `num_classes` and `output_dim`. "
                 f"Received: num_classes={num_classes}, output_dim={output_dim}"
             )
-        self.timesteps = _arguments.positive_integer("timesteps", timesteps)
-        self.input_dim = _arguments.positive_integer("input_dim", input_dim)
+        self.timesteps = _checks.positive_integer("timesteps", timesteps)
+        self.input_dim = _checks.positive_integer("input_dim", input_dim)
         self.is_classifier = output_dim is None
         name, outputs = ("num_classes", num_classes) if self.is_classifier else ("output_dim", output_dim)
-        self.outputs = _arguments.positive_integer(name, outputs)
+        self.outputs = _checks.positive_integer(name, outputs)
         self.seed = _arguments.check("seed", seed)
         self.layer_arguments = layer_arguments
+        self.sharings = _sharings(sharing)
         names = _names(layer)
         of_layers = {
-            "block_size": block_size,
-            "period": period,
+            "sharing": list(self.sharings) if _is_list(sharing) else next(iter(self.sharings), None),
             "dropout": dropout,
             "recurrent_dropout": recurrent_dropout,
             "recurrent_initializer": recurrent_initializer,
@@ -166,13 +167,14 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             "batch_size": batch_size,
         }
         for name, values in self.ranges.items():
-            if name != "layer":
-                for value in _extremes(name, values):
+            for value in _extremes(name, values):
+                if name not in ("layer", "sharing"):  # which are checked already
                     _arguments.check(name, value)
         first = self._chosen(keras_tuner.HyperParameters())  # with keras-tuner's own checks
         kinds: Sequence[Any] = names or [layer]
-        for kind in kinds:
-            self._layer({**first, "layer": kind}, return_sequences=True, name="untied_0")
+        for kind, text in itertools.product(kinds, self.sharings or [""]):
+            chosen = {**first, "layer": kind, "sharing": text}
+            self._layer(chosen, return_sequences=True, name="untied_0")
         self._programs: dict[str, keras.Model] = {}
         self._executions: collections.Counter = collections.Counter()
 
@@ -233,6 +235,8 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         """A new layer of what is chosen, with arguments that are its own."""
         make = _LAYERS.get(chosen["layer"], chosen["layer"])
         searched = {name: chosen[name] for name in self.layer_ranges}
+        if "sharing" in searched:
+            searched["sharing"] = self._sharing(searched["sharing"])
         layer = make(chosen["units"], **own, **searched, **self.layer_arguments)
         if not isinstance(layer, keras.Layer):
             raise keras_tuner.errors.FatalTypeError(
@@ -240,6 +244,14 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
                 f"Received: layer={make!r}, which returned {layer!r}"
             )
         return layer
+
+    def _sharing(self, text: str) -> Any:
+        if text in self.sharings:
+            return self.sharings[text]
+        raise keras_tuner.errors.FatalValueError(
+            "Expected a search that goes on with the `sharing` that it was begun with. "
+            f"Received: {text}, which is none of {', '.join(self.sharings)}"
+        )
 
     def _chosen(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
         return {name: self._choose(hp, name) for name in self.ranges}
@@ -252,7 +264,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         if isinstance(values, dict):
             integers = all(isinstance(values.get(f"{end}_value"), int) for end in ("min", "max"))
             return (hp.Int if integers else hp.Float)(name, **values)
-        return hp.Choice(name, list(values)) if isinstance(values, (list, tuple)) else values
+        return hp.Choice(name, list(values)) if _is_list(values) else values
 
     def _seeding(self, hp: keras_tuner.HyperParameters) -> Callable[[], None]:
         """A function that sets the seed of the next execution of `hp`, if there is one."""
@@ -292,17 +304,45 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         return sum(model.count_params() for model in self._programs.values())
 
 
+def _is_list(values: Any) -> bool:
+    return isinstance(values, (list, tuple))
+
+
 def _names(layer: Any) -> list[str]:
     """The names of the layers to choose from; none for a function."""
     if callable(layer):
         return []
-    names = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+    names = list(layer) if _is_list(layer) else [layer]
     if not names or any(name not in list(_LAYERS) for name in names):
         raise ValueError(
             f"Expected `layer` to be one of {', '.join(_LAYERS)}, a list of these names, or a function "
             f"`(units, **arguments)` that returns a layer. Received: layer={layer!r}"
         )
     return names
+
+
+def _sharings(values: Any) -> dict[str, Any]:
+    """Sharings by their texts, as keras-tuner chooses from strings and numbers alone; none for `None`."""
+    given = [] if values is None else values if _is_list(values) else [values]
+    if None in given:
+        raise TypeError(f"Expected `Untied()` for untied layers. Received: sharing={values!r}")
+    sharings = {_text(value): value for value in (_arguments.check("sharing", value) for value in given)}
+    if len(sharings) < len(given):
+        raise ValueError(
+            "Expected sharings that differ, in the names of their functions as well. "
+            f"Received: sharing={values!r}, of which there are {', '.join(sharings)}"
+        )
+    return sharings
+
+
+def _text(value: Any) -> str:
+    """In full, and the same in every process, as `repr` may not be: `Basis(size=4, kind=cosines)`."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _text(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return f"{type(value).__name__}({', '.join(f'{name}={text}' for name, text in fields.items())})"
+    if isinstance(value, dict):
+        return str({name: _text(part) for name, part in value.items()})
+    return getattr(value, "__name__", repr(value))
 
 
 def _default_ranges(names: list[str]) -> dict[str, Any]:
@@ -323,11 +363,6 @@ def _extremes(name: str, values: Any) -> Iterable[Any]:
         return (values,)
     if not values:
         raise ValueError(f"Expected at least one value of `{name}`. Received: {name}={values!r}")
-    if name in SHARING_ARGUMENTS and None in values:
-        raise TypeError(
-            "Expected positive integers: a `block_size` of 1 or a `period` of `timesteps` is untied. "
-            f"Received: {name}={values!r}"
-        )
     return (min(values), max(values)) if isinstance(values, range) else values
 
 

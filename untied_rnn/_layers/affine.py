@@ -36,6 +36,9 @@ class AffineRNN(RecurrentLayer):
         recurrent_dropout: Fraction of the state `h` to drop where it enters `h_{t-1} U_t`, the same
             units at every timestep.
         seed: Integer seed of the dropout.
+        kernel_sharing: The sharing of `W` alone, in place of `sharing`.
+        recurrent_sharing: The sharing of `U` alone.
+        bias_sharing: The sharing of the biases alone.
         **kwargs: Arguments of `keras.Layer`, such as `name` or `dtype`. `implementation`, by which Keras's
             cells choose between orders of computation, is accepted and has no effect.
     """
@@ -101,7 +104,7 @@ class AffineRNN(RecurrentLayer):
             self.gates,
             sequences.inputs,
             sequences.states,
-            sequences.weights,
+            self.weights_of(sequences.weights, sequences.start),
             mask=sequences.mask,
             # Masked outputs repeat earlier ones, so that all are needed to know the last.
             return_sequences=self.return_sequences or sequences.mask is not None,

@@ -1,15 +1,17 @@
 """`UntiedDense`: a Dense layer with weights per timestep."""
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
 from untied_rnn._arguments import KerasObject, LayerArguments
 from untied_rnn._layers.layer import UntiedLayer
-from untied_rnn._loops.batched import affine
+from untied_rnn._loops.phase import laid_out, taken_back
 from untied_rnn._types import Activation, Shape, Tensor
+from untied_rnn._weights.weights import affine
+from untied_rnn.sharing import SharingArgument
 
 
 @keras.saving.register_keras_serializable(package="untied_rnn")
@@ -36,12 +38,16 @@ class UntiedDense(UntiedLayer):
         activity_regularizer: Regularizer of what the layer outputs.
         kernel_constraint: Constraint on each `W_t` by itself.
         bias_constraint: Constraint on each `b_t` by itself.
-        lora_rank: `None`, as there is no low-rank form of the kernels. So for the next two.
+        kernel_sharing: The sharing of `W` alone, in place of `sharing`.
+        bias_sharing: The sharing of `b` alone.
+        lora_rank: `None`: low-rank kernels are `untied_rnn.sharing.LowRank`. So for the next two.
         lora_alpha: `None`.
         quantization_config: `None`.
 
     Call arguments:
         inputs: Tensor of shape `(batch, timesteps, input_dim)`.
+        start: The timestep whose weights the sequences begin with, an integer. In a layer for any number of
+            timesteps, as with `Periodic`, also a tensor of integers, `()` or one for each sample, `(batch,)`.
 
     Output shape:
         `(batch, timesteps, units)`.
@@ -96,9 +102,9 @@ class UntiedDense(UntiedLayer):
         quantization_config: None = None,
         *,
         timesteps: int | None = None,
-        block_size: int | None = None,
-        period: int | None = None,
-        weight_index: Sequence[int] | None = None,
+        sharing: SharingArgument = "untied",
+        kernel_sharing: SharingArgument | None = None,
+        bias_sharing: SharingArgument | None = None,
         frozen_timesteps: Sequence[int] | None = None,
         **kwargs: Unpack[LayerArguments],
     ):
@@ -110,11 +116,20 @@ class UntiedDense(UntiedLayer):
         self.kernel = add("kernel", (input_dim, self.units), *options_of("kernel"))
         self.bias = add("bias", (self.units,), *options_of("bias")) if self.use_bias else None
 
-    def call(self, inputs: Tensor) -> Tensor:
+    def call(self, inputs: Tensor, start: Any = None) -> Tensor:
         self.checked_shape(inputs.shape)
-        weights = self.stacks.values(ops.shape(inputs)[1])
+        start = None if start is None else self.checked_start(start, inputs.shape)
+        if start is None or isinstance(start, int) or len(start.shape) == 0:
+            return self._outputs(inputs, start)
+        cycle = self.timestep_weights.cycle
+        return taken_back(self._outputs(laid_out(inputs, start, cycle), None), start, cycle)
+
+    def _outputs(self, inputs: Tensor, start: Any) -> Tensor:
+        weights = self.timestep_weights
+        values = weights.values(ops.shape(inputs)[1], start)
         x = ops.transpose(inputs, (1, 0, 2))
-        outputs = affine(x, weights["kernel"], weights.get("bias"), self.stacks["kernel"].stored)
+        first = start if start is None or isinstance(start, int) else 0  # the values begin there
+        outputs = affine(x, weights["kernel"], weights.get("bias"), values, first)
         return self.activation(ops.transpose(outputs, (1, 0, 2)))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

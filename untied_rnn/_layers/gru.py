@@ -11,6 +11,7 @@ from untied_rnn._layers.affine import AffineRNN
 from untied_rnn._loops.gates import Gates, project
 from untied_rnn._loops.slopes import is_known, slope
 from untied_rnn._types import Activation, Tensor, Tensors
+from untied_rnn.sharing import SharingArgument
 
 
 class _GRUGates(Gates):
@@ -94,9 +95,10 @@ class UntiedGRU(AffineRNN):
     ```python
     import numpy as np
     from untied_rnn import UntiedGRU
+    from untied_rnn.sharing import Periodic
 
     hours = np.random.random((8, 72, 3)).astype("float32")
-    layer = UntiedGRU(16, period=24)  # weights per hour of the day, for any number of days
+    layer = UntiedGRU(16, sharing=Periodic(24))  # weights per hour of the day, for any number of days
     assert layer(hours).shape == (8, 16)
     assert layer.recurrent_kernel.shape == (24, 16, 48)
     ```
@@ -140,9 +142,10 @@ class UntiedGRU(AffineRNN):
         use_cudnn: bool | str = "auto",
         *,
         timesteps: int | None = None,
-        block_size: int | None = None,
-        period: int | None = None,
-        weight_index: Sequence[int] | None = None,
+        sharing: SharingArgument = "untied",
+        kernel_sharing: SharingArgument | None = None,
+        recurrent_sharing: SharingArgument | None = None,
+        bias_sharing: SharingArgument | None = None,
         frozen_timesteps: Sequence[int] | None = None,
         zero_output_for_mask: bool = False,
         jit_compile: bool | str = "auto",

@@ -8,30 +8,29 @@ from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
+from keras import ops
 
 from untied_rnn import _arguments, _documentation
 from untied_rnn._types import Constraint, Initializer, Regularizer, Shape
 from untied_rnn._weights import checksum, moves
-from untied_rnn._weights.sharing import SHARING_ARGUMENTS, Sharing, frozen_sets, sharing_of
-from untied_rnn._weights.stacks import WeightStack, WeightStacks
+from untied_rnn._weights.weights import Weight, Weights
+from untied_rnn.sharing import Sharing, Untied
 
 
 class UntiedLayer(keras.Layer):
     """Base class of all layers whose weights differ between timesteps.
 
     A subclass supplies `build_weights(step_shape)`, which calls `self.add_timestep_weight` for each of its
-    weights, and reads them with `self.stacks.values(length)`.
+    weights, and reads them with `self.timestep_weights.values(length)`.
 
     Args:
         timesteps: Positive integer, the number `T` of timesteps that there are weights for, or `None` for
-            the length of the first input (with `period`: for any length). A shorter sequence uses the
-            weights of the first timesteps; a longer one is an error.
-        block_size: Positive integer: each run of `block_size` timesteps shares one weight set. With 1 each
-            timestep has its own, as without this argument; with `timesteps` the layer is a tied one. The
-            last block is shorter where `block_size` does not divide `timesteps`.
-        period: Positive integer: timestep `t` uses weight set `t % period`.
-        weight_index: List of `timesteps` integers: timestep `t` uses weight set `weight_index[t]`. All sets
-            from 0 to the largest must be used.
+            the length of the first input (or any length, where `sharing` allows it). A shorter sequence uses
+            the weights of the first timesteps; a longer one is an error.
+        sharing: How the weights of timesteps are related, from `untied_rnn.sharing`: `Untied()`, the default;
+            `Tied()`, `Blocks(size)`, `Periodic(period)` or `Listed(index)`, where timesteps share whole
+            weights; `LowRank(rank)` or `Basis(size)`, where they differ by few parameters. With `Tied` and
+            `Periodic` no `timesteps` are needed.
         frozen_timesteps: List of timesteps whose weights are not trained. They stand in variables of their
             own (`frozen_kernel` beside `kernel`), which no optimizer gets to see.
         **kwargs: Arguments of `keras.Layer`, such as `name` or `dtype`.
@@ -47,12 +46,11 @@ class UntiedLayer(keras.Layer):
 
     tied_class: ClassVar[type[keras.Layer]]
     any_rank: ClassVar[bool] = False  # whether a sample at a timestep may have several axes, as an image has
+    # Whether `sharing` may be a dictionary by names of weights, as where a cell decides which there are.
+    has_named_weights: ClassVar[bool] = False
     timesteps: int | None
-    block_size: int | None
-    period: int | None
-    weight_index: list[int] | None
+    sharing: Sharing | dict[str, Sharing]
     frozen_timesteps: list[int] | None
-    sharing: Sharing  # once the layer is built
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -70,29 +68,38 @@ class UntiedLayer(keras.Layer):
         self._argument_names = _arguments.store(self, received)
         if not keras.backend.is_float_dtype(self.compute_dtype):
             raise ValueError(f"`dtype` must be a floating-point one. Received: dtype={self.compute_dtype}")
-        given = {name: received[name] for name in SHARING_ARGUMENTS if received[name] is not None}
-        if len(given) > 1:
-            raise ValueError(f"Expected at most one of {', '.join(SHARING_ARGUMENTS)}. Received: {given}")
-        if self.weight_index is not None:
-            if self.timesteps not in (None, len(self.weight_index)):
-                raise ValueError(
-                    "`weight_index` must hold one integer for each timestep. "
-                    f"Received: {len(self.weight_index)} integers, timesteps={self.timesteps}"
-                )
-            self.timesteps = len(self.weight_index)
+        if self.sharing is None:
+            self.sharing = Untied()
+        if isinstance(self.sharing, dict) and not self.has_named_weights:
+            raise TypeError(
+                "Expected one sharing, and those of some weights in arguments such as `kernel_sharing`. "
+                f"Received: sharing={self.sharing}"
+            )
+        made_for = {sharing.timesteps for sharing in self._sharings() if sharing.timesteps is not None}
+        if made_for and len(made_for | {self.timesteps or max(made_for)}) > 1:
+            raise ValueError(
+                "Expected sharings for one number of timesteps, such as `Listed` with one integer for each. "
+                f"Received: sharings for {sorted(made_for)} timesteps, timesteps={self.timesteps}"
+            )
+        self.timesteps = self.timesteps or max(made_for, default=None)
         self.supports_masking = True
         self.input_spec = keras.InputSpec(min_ndim=3) if self.any_rank else keras.InputSpec(ndim=3)
-        self.stacks = WeightStacks()
+        self.timestep_weights = Weights()
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **_arguments.config(self, self._argument_names)}
 
     def __repr__(self) -> str:
         """Keras's, and between name and `built` what there are weights for. Long lists are cut short."""
-        facts = {name: getattr(self, name, None) for name in ("units", "timesteps", *SHARING_ARGUMENTS)}
-        sharing = getattr(self, "sharing", None)
-        if sharing and sharing.sets not in (self.timesteps, self.period):
-            facts["weight_sets"] = sharing.sets
+        facts = {name: getattr(self, name, None) for name in ("units", "timesteps")}
+        facts |= {
+            name: value
+            for name in self.sharing_arguments()
+            if (value := getattr(self, name, None)) != Untied()
+        }
+        counts = {stack.sets.count for stack in self.timestep_weights.stacks} if self.built else set()
+        if counts not in (set(), {self.timesteps}):
+            facts["weight_sets"] = max(counts)
         facts["frozen_timesteps"] = getattr(self, "frozen_timesteps", None)
         shown = "".join(
             f", {name}={reprlib.repr(list(fact)) if isinstance(fact, list) else fact}"
@@ -111,16 +118,15 @@ class UntiedLayer(keras.Layer):
                 f"{name} needs an input whose axes after the timesteps are defined. "
                 f"Received: input shape {tuple(input_shape)}"
             )
-        timesteps = length if self.timesteps is None and self.period is None else self.timesteps
-        if timesteps is None and self.period is None:
+        any_length = all(sharing.any_length for sharing in self._sharings())
+        timesteps = length if self.timesteps is None and not any_length else self.timesteps
+        if timesteps is None and not any_length:
             raise ValueError(
                 f"{name} has separate weights for every timestep and must know how many. "
                 "Give `timesteps`, or an input with a defined time axis. "
                 f"Received: timesteps=None, input shape {tuple(input_shape)}"
             )
-        sharing = sharing_of(timesteps, self.block_size, self.period, self.weight_index)
-        self._frozen_sets = frozen_sets(sharing, timesteps or sharing.sets, self.frozen_timesteps or [])
-        self.timesteps, self.sharing = timesteps, sharing
+        self.timesteps = timesteps
         axes = {2 + axis: size for axis, size in enumerate(step_shape)}
         self.input_spec = keras.InputSpec(ndim=len(input_shape), axes=axes)
         self.build_weights(tuple(size for size in step_shape if size is not None))
@@ -140,21 +146,50 @@ class UntiedLayer(keras.Layer):
         initializer: Initializer,
         regularizer: Regularizer | None = None,
         constraint: Constraint | None = None,
+        sharing: Sharing | None = None,
         trainable: bool = True,
-    ) -> keras.Variable:
-        """Adds the variable `name`: one weight of shape `shape` for each weight set, stacked."""
-        options = (initializer, regularizer, constraint, trainable)
-        stack = WeightStack(self, name, shape, self.sharing, self._frozen_sets, *options)
-        self.stacks.add(stack)
-        return stack.variables[0]
+    ) -> Weight:
+        """Adds the weight `name`, of shape `shape` at each timestep."""
+        weight = Weight(
+            self,
+            name,
+            shape,
+            sharing or self.sharing_of(name),
+            self.timesteps,
+            self.frozen_timesteps or [],
+            initializer,
+            regularizer,
+            constraint,
+            trainable,
+        )
+        self.timestep_weights.add(weight)
+        return weight.variables[0]
 
-    def options_of(self, role: str) -> tuple[Initializer, Regularizer | None, Constraint | None]:
-        """The initializer, regularizer and constraint that the layer was given for a role, as `"kernel"`."""
+    def sharing_of(self, name: str) -> Sharing:
+        """The sharing of a weight that has none of its own."""
+        assert isinstance(self.sharing, Sharing)
+        return self.sharing
+
+    def options_of(self, role: str) -> tuple[Initializer, Regularizer | None, Constraint | None, Sharing]:
+        """The initializer, regularizer, constraint and sharing of a role, as `"kernel"`."""
         return (
             getattr(self, f"{role}_initializer"),
             getattr(self, f"{role}_regularizer"),
             getattr(self, f"{role}_constraint"),
+            getattr(self, f"{role}_sharing") or self.sharing_of(role),
         )
+
+    @classmethod
+    def sharing_arguments(cls) -> list[str]:
+        """The names of the arguments that say how timesteps share weights."""
+        return [name for name in inspect.signature(cls).parameters if name.endswith("sharing")]
+
+    def _sharings(self) -> list[Sharing]:
+        """The sharings of all weights."""
+        roles = [getattr(self, name) for name in self.sharing_arguments() if name != "sharing"]
+        used = [role or self.sharing for role in roles] or [self.sharing]
+        # What a dictionary does not name is untied.
+        return [s for one in used for s in ([*one.values(), Untied()] if isinstance(one, dict) else [one])]
 
     def checked_shape(self, shape: Shape) -> Shape:
         """The shape of an input, if the layer can process it."""
@@ -170,6 +205,36 @@ class UntiedLayer(keras.Layer):
                 f"a sequence of {length}. Expected a sequence of at most {self.timesteps} timesteps."
             )
         return shape
+
+    def checked_start(self, start: Any, shape: Shape) -> Any:
+        """The timestep that sequences begin at: an integer; or a tensor, if there are weights for any length.
+
+        A tensor counts from the last time that the weights began anew.
+        """
+        batch_size, length, *_ = shape
+        if self.timesteps is None:
+            start = ops.convert_to_tensor(start)
+            if not keras.backend.standardize_dtype(start.dtype).startswith(("int", "uint")):
+                raise TypeError(f"Expected integers as `start`. Received: start={start!r}")
+            known = [size for size in (*start.shape, batch_size) if size is not None]
+            if len(start.shape) > 1 or (len(start.shape) == 1 and len(set(known)) > 1):
+                raise ValueError(
+                    "Expected one `start` for all samples, or one for each, of shape (batch,). "
+                    f"Received: shape {tuple(start.shape)}, for a batch of {batch_size}"
+                )
+            return ops.cast(start, "int32") % self.timestep_weights.cycle
+        if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
+            raise TypeError(
+                f"Expected an integer of Python as `start` of a layer with weights for {self.timesteps} "
+                "timesteps. Tensors are for layers with weights for any number of them, as with "
+                f"`Periodic`. Received: start={start!r}"
+            )
+        if not 0 <= start <= self.timesteps - (length or 1):
+            raise ValueError(
+                f"Expected a sequence that ends within the {self.timesteps} timesteps that there are weights "
+                f"for. Received: start={start}, for {length} timesteps"
+            )
+        return int(start)
 
     def check_built(self) -> None:
         """Raises an error if there are no weights yet."""
@@ -188,17 +253,13 @@ class UntiedLayer(keras.Layer):
             raise TypeError(f"Expected a timestep, an integer. Received: {timestep!r}")
         if not 0 <= timestep < (self.timesteps or np.inf):
             raise ValueError(f"Expected one of {self.timesteps} timesteps, from 0. Received: {timestep}")
-        return {name: weights[0] for name, weights in self.stacks.along_time(np.array([timestep])).items()}
-
-    def set_of(self, timesteps: np.ndarray) -> np.ndarray:
-        """The numbers of the weight sets that timesteps use."""
-        self.check_built()
-        return self.sharing.index(timesteps)
+        along_time = self.timestep_weights.along_time(np.array([timestep]))
+        return {name: weights[0] for name, weights in along_time.items()}
 
     def save_own_variables(self, store: Any) -> None:
         arrays: dict[str, Any] = {}
-        if self.stacks.has_frozen:
-            arrays = self.stacks.to_file()
+        if self.timestep_weights.has_frozen:
+            arrays = self.timestep_weights.to_file()
         else:
             super().save_own_variables(arrays)
         for key, value in arrays.items():
@@ -207,28 +268,27 @@ class UntiedLayer(keras.Layer):
 
     def load_own_variables(self, store: Any) -> None:
         arrays = checksum.verified(store, self.name)
-        if not self.stacks.has_frozen:
+        if not self.timestep_weights.has_frozen:
             super().load_own_variables(arrays)
             return
-        expected = {key: array.shape for key, array in self.stacks.to_file().items()}
+        expected = {key: array.shape for key, array in self.timestep_weights.to_file().items()}
         received = {key: tuple(array.shape) for key, array in arrays.items()}
         if received != expected:
             raise ValueError(
                 f"Layer '{self.name}' expected weights of shapes {expected}. Received: shapes {received}"
             )
-        self.stacks.from_file(arrays)
+        self.timestep_weights.from_file(arrays)
 
     # Moves, each of which returns a new, built layer and leaves this one as it is.
 
     @classmethod
     def from_tied(cls, layer: keras.Layer, timesteps: int | None = None, **sharing: Any) -> Self:
-        """An untied layer that computes what a tied one does: its weights, repeated.
+        """An untied layer that computes what a tied one does: its weights, at all timesteps.
 
         Args:
             layer: A built layer of Keras's class.
             timesteps: Number of timesteps: the length of the longest sequence to process.
-            **sharing: `block_size`, `period` or `weight_index`, if timesteps are to share weights, and
-                `frozen_timesteps`.
+            **sharing: `sharing` and the like, and `frozen_timesteps`.
 
         Returns:
             A built layer with the same configuration and outputs. Its regularizers, like its weights,
@@ -241,33 +301,51 @@ class UntiedLayer(keras.Layer):
         return moves.from_tied(cls, layer, timesteps, sharing)
 
     def untie(self, timesteps: int | None = None) -> Self:
-        """A layer with a weight set for every timestep, that computes the same.
+        """A layer with weights of its own for every timestep, that computes the same.
 
         Args:
-            timesteps: Number of timesteps. Needed where the layer has no limit (with `period`).
+            timesteps: Number of timesteps. Needed where the layer takes any.
         """
-        return self.refine(**({} if timesteps is None else {"timesteps": timesteps}))
+        return self.refine(sharing="untied", **({} if timesteps is None else {"timesteps": timesteps}))
 
     def refine(self, **sharing: Any) -> Self:
-        """A layer with more weight sets, that computes the same.
+        """A layer with another sharing, that computes the same.
 
         Args:
-            **sharing: `block_size`, `period` or `weight_index` of the new layer, and `timesteps` if that
-                changes.
+            **sharing: `sharing`, for all weights, or `kernel_sharing` and the like of the new layer, and
+                `timesteps` if that changes.
 
         Raises:
-            ValueError: If timesteps that have different weights would have to share them.
+            ValueError: If the weights of some timestep would change.
         """
         return moves.refine(self, sharing)
 
     def averaged(self, **sharing: Any) -> Self:
-        """A layer with fewer weight sets, each the mean over its timesteps of the weights they used.
+        """A layer with another sharing, whose weights are as close as they can be to those of this one.
+
+        Where timesteps come to share a weight, it is the mean of theirs.
 
         Args:
-            **sharing: As in `refine`. One set for all timesteps if none of the three is given. Nothing is
-                frozen, unless `frozen_timesteps` says so.
+            **sharing: As in `refine`. `sharing="tied"` if none is given. Nothing is frozen, unless
+                `frozen_timesteps` says so.
         """
         return moves.averaged(self, sharing)
+
+    def compress(self, rank: int) -> tuple[Self, dict[str, float]]:
+        """A layer whose weights are one for all timesteps, plus deviations of low rank.
+
+        ```
+        W_t ~ W + A_t B_t      with the mean W, and A_t B_t nearest to W_t - W
+        ```
+
+        Args:
+            rank: Integer from 0.
+
+        Returns:
+            The layer, with `sharing=LowRank(rank)`, and by the names of the weights the error
+            `sqrt(sum_t |change of W_t|^2 / sum_t |W_t|^2)`. It is 0 (but for rounding) at full rank.
+        """
+        return moves.compress(self, rank)
 
     def freeze(self, timesteps: Sequence[int]) -> Self:
         """A layer that computes the same and does not train the weights of these timesteps.

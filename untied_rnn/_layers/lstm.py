@@ -12,6 +12,7 @@ from untied_rnn._loops.gates import Gates
 from untied_rnn._loops.slopes import is_known, slope
 from untied_rnn._types import Activation, Constraint, Initializer, Regularizer, Tensor, Tensors
 from untied_rnn._weights.draws import UnitForgetBias
+from untied_rnn.sharing import Sharing, SharingArgument
 
 
 class _LSTMGates(Gates):
@@ -131,9 +132,10 @@ class UntiedLSTM(AffineRNN):
         use_cudnn: bool | str = "auto",
         *,
         timesteps: int | None = None,
-        block_size: int | None = None,
-        period: int | None = None,
-        weight_index: Sequence[int] | None = None,
+        sharing: SharingArgument = "untied",
+        kernel_sharing: SharingArgument | None = None,
+        recurrent_sharing: SharingArgument | None = None,
+        bias_sharing: SharingArgument | None = None,
         frozen_timesteps: Sequence[int] | None = None,
         zero_output_for_mask: bool = False,
         jit_compile: bool | str = "auto",
@@ -143,8 +145,8 @@ class UntiedLSTM(AffineRNN):
         self.gates = _LSTMGates(self.activation, self.recurrent_activation)
         self.state_size = [self.units, self.units]
 
-    def options_of(self, role: str) -> tuple[Initializer, Regularizer | None, Constraint | None]:
-        initializer, regularizer, constraint = super().options_of(role)
+    def options_of(self, role: str) -> tuple[Initializer, Regularizer | None, Constraint | None, Sharing]:
+        initializer, regularizer, constraint, sharing = super().options_of(role)
         if role == "bias" and self.unit_forget_bias:
             initializer = UnitForgetBias(initializer)
-        return initializer, regularizer, constraint
+        return initializer, regularizer, constraint, sharing

@@ -1,6 +1,5 @@
 """The base layer: Keras's contract for recurrent layers, written once for the whole family."""
 
-from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,9 +7,11 @@ import keras
 from keras import ops
 
 from untied_rnn._layers.layer import UntiedLayer
+from untied_rnn._layers.shapes import checked_mask, compatible, first, plain, shapes
 from untied_rnn._loops.compilation import Program, WrittenOut, fastest_form
+from untied_rnn._loops.phase import laid_out, presence, taken_back
 from untied_rnn._loops.recurrence import hold, in_rank_of
-from untied_rnn._loops.scan import Stack
+from untied_rnn._loops.scan import Made, Stack
 from untied_rnn._types import Nested, Shape, Tensor
 
 
@@ -21,7 +22,8 @@ class Sequences(NamedTuple):
         inputs: `(timesteps, batch, input_dim)`, in the order of processing.
         states: Initial states, `(batch, size)`, in a flat list.
         mask: Boolean, `(timesteps, batch, 1)`, or `None`. A masked step keeps the states.
-        weights: The weights by name.
+        weights: What the weights are made of, by name; see `weights_of`.
+        start: The timestep at which they begin; see `VariableStack.sets_from`.
         random: What the layer's `random_tensors` returned.
         unroll: See `scan`.
     """
@@ -29,7 +31,8 @@ class Sequences(NamedTuple):
     inputs: Tensor
     states: list[Tensor]
     mask: Tensor | None
-    weights: dict[str, Stack]
+    weights: dict[str, Any]
+    start: int | None
     random: dict[str, Any]
     unroll: bool | int
 
@@ -40,6 +43,7 @@ class Options(NamedTuple):
     Attributes:
         return_sequences, go_backwards, zero_output_for_mask: The layer's.
         unroll: See `scan`.
+        start: The timestep at which sequences begin, as `Sequences` has it.
         length: The number of timesteps if they are written out, so that TensorFlow makes a program of its own
             for each length: one for all lengths cannot be written out.
     """
@@ -48,6 +52,7 @@ class Options(NamedTuple):
     go_backwards: bool
     zero_output_for_mask: bool
     unroll: bool | int
+    start: int | None
     length: int | None
 
 
@@ -67,7 +72,9 @@ class RecurrentLayer(UntiedLayer):
         go_backwards: Whether to process the sequence from its end, and return outputs in that
             order. The weights of timestep `t` belong to the `t`-th *processed* step.
         stateful: Whether the last state of sample `i` is the initial state of sample `i` in the
-            next batch, which starts again at the first weights. Needs a defined batch size.
+            next batch. In a layer with weights for so many `timesteps` that starts again at the first ones;
+            where there are weights for any number, as with `Periodic`, it goes on with the next. Needs a
+            defined batch size.
         unroll: `True` writes all timesteps out, which for few is faster; compilation grows with `T`.
             `False` loops over them. An integer is the number of timesteps that one iteration of
             the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine that
@@ -84,6 +91,10 @@ class RecurrentLayer(UntiedLayer):
             tensor. Zeros if not given.
         mask: Boolean tensor of shape `(batch, timesteps)`; `False` marks timesteps to skip.
         training: Whether dropout is active.
+        start: The timestep whose weights the sequences begin with, an integer. In a layer for any number of
+            timesteps, as with `Periodic`, also a tensor of integers, `()` or one for each sample, `(batch,)`.
+            If samples differ, `period - 1` timesteps more are computed. Without it, sequences begin with the
+            first weights; those of a stateful layer for any number of timesteps, where the last ones ended.
 
     Output shape:
         `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`. With `return_state`,
@@ -111,7 +122,7 @@ class RecurrentLayer(UntiedLayer):
         super().__init__(received)
         # In a namespace so that Keras does not take the states for weights: another batch size would
         # then make files and `set_weights` fail.
-        self._carried = SimpleNamespace(states=None)
+        self._carried = SimpleNamespace(states=None, position=None)
         self._program = Program(self._processed, self.jit_compile)
 
     # What a subclass supplies.
@@ -129,13 +140,13 @@ class RecurrentLayer(UntiedLayer):
         """Dropout masks and the like for one call, drawn outside of what is compiled."""
         return {}
 
-    def weight_values(self, length: Any) -> dict[str, Tensor]:
-        """The values of the weights by name, for sequences of so many timesteps."""
-        return self.stacks.values(length)
+    def weight_values(self, length: Any, start: Any = None) -> dict[str, Any]:
+        """What the weights are made of, by name, for sequences of so many timesteps that begin at one."""
+        return self.timestep_weights.values(length, start)
 
-    def weight_stacks(self, values: dict[str, Tensor]) -> dict[str, Stack]:
-        """The weights by name, with these values."""
-        return {name: Stack(value, self.stacks[name].index) for name, value in values.items()}
+    def weights_of(self, values: dict[str, Any], start: int | None = None) -> dict[str, Stack | Made]:
+        """The weights by name, made of these values, for sequences that begin at a timestep."""
+        return {name: self.timestep_weights[name].of(value, start) for name, value in values.items()}
 
     # Building.
 
@@ -156,8 +167,8 @@ class RecurrentLayer(UntiedLayer):
         if states_shape is None:
             return
         expected = [(shape[0], *state) for state in self.state_shapes]
-        received = _shapes(states_shape)
-        if len(expected) != len(received) or not all(map(_compatible, expected, received)):
+        received = shapes(states_shape)
+        if len(expected) != len(received) or not all(map(compatible, expected, received)):
             raise ValueError(
                 f"{type(self).__name__} expected initial states of shapes {expected} for a batch of "
                 f"{shape[0]}. Received: shapes {received}"
@@ -203,13 +214,16 @@ class RecurrentLayer(UntiedLayer):
     def variables(self) -> list[keras.Variable]:
         # Part of `variables` but not of `weights`, like Keras's random seeds: a backend that trains
         # without side effects (JAX) must be told of them, a file must not hold them.
-        return super().variables + (self.states or [])
+        position = [] if self._carried.position is None else [self._carried.position]
+        return super().variables + (self.states or []) + position
 
     def _create_states(self, batch_size: int) -> None:
         self._carried.states = [
             keras.Variable(state, trainable=False, dtype=self.variable_dtype, name="rnn_state")
             for state in self.get_initial_state(batch_size)
         ]
+        if self.timesteps is None and self.timestep_weights.cycle > 1:
+            self._carried.position = keras.Variable(0, trainable=False, dtype="int32", name="position")
 
     def get_initial_state(self, batch_size: Any) -> list[Tensor]:
         """Zeros for every state, `(batch_size, state_size)`."""
@@ -221,6 +235,8 @@ class RecurrentLayer(UntiedLayer):
             first = self.get_initial_state(self.states[0].shape[0])
             for state, value in zip(self.states, first, strict=True):
                 state.assign(ops.cast(value, state.dtype))
+        if self._carried.position is not None:
+            self._carried.position.assign(0)
 
     def reset_states(self) -> None:
         """Alias of `reset_state`, as in Keras."""
@@ -248,6 +264,7 @@ class RecurrentLayer(UntiedLayer):
         mask: Tensor | None = None,
         training: bool = False,
         sequences_mask: Tensor | None = None,
+        start: Any = None,
     ) -> Tensor | tuple[Tensor, ...]:
         length = self.checked_shape(sequences.shape)[1]
         self._check_unroll(length)
@@ -256,62 +273,90 @@ class RecurrentLayer(UntiedLayer):
         # initial state it comes under this name, or padding would be read as data.
         mask = sequences_mask if mask is None else mask
         states = self._initial_states(sequences, initial_state)
+        mask = checked_mask(mask, sequences)
+        start, offsets = self._phase(start, sequences)
+        if offsets is not None:
+            sequences, mask = self._laid_out(sequences, mask, offsets)
+        length = sequences.shape[1]
         unroll = self.unroll
         if isinstance(unroll, str):  # "auto"
             unroll = fastest_form(length, self._program.compiler, self.few_timesteps)
         outputs, states = self._program(
             sequences,
             states,
-            self._time_major(mask, sequences),
-            self.weight_values(ops.shape(sequences)[1]),
+            mask,
+            self.weight_values(ops.shape(sequences)[1], start),
             self.random_tensors(sequences, states, bool(training)),
+            offsets,
             Options(
                 self.return_sequences,
                 self.go_backwards,
                 self.zero_output_for_mask,
                 unroll,
+                start if start is None or isinstance(start, int) else 0,  # the values begin there
                 length if unroll is True else None,
             ),
         )
         if self.stateful:
             for variable, state in zip(self.states or [], states, strict=True):
                 variable.assign(ops.cast(state, variable.dtype))
+        if self._carried.position is not None:
+            end = start + ops.shape(sequences)[1]
+            self._carried.position.assign(end % self.timestep_weights.cycle)
         if not self.return_state:
             return outputs
         return outputs, *self.nested(states)
 
-    @staticmethod
-    def _time_major(mask: Tensor | None, sequences: Tensor) -> Tensor | None:
-        if mask is None:
-            return None
-        mask = ops.convert_to_tensor(_first(mask))
-        if len(mask.shape) == 2:
-            mask = ops.expand_dims(mask, -1)
-        expected = (*sequences.shape[:2], 1)
-        if not _compatible(expected, tuple(mask.shape)):
+    def _phase(self, start: Any, sequences: Tensor) -> tuple[Any, Tensor | None]:
+        """The timestep at which all samples begin, and their offsets (see `laid_out`) if they differ."""
+        start = self._carried.position if start is None else start
+        if start is None:
+            return None, None
+        start = self.checked_start(start, sequences.shape)
+        if isinstance(start, int) or len(start.shape) == 0:
+            return start, None
+        if self.stateful:
             raise ValueError(
-                f"Expected a mask of shape {tuple(sequences.shape[:2])}, the batch and time axes of the "
-                f"input. Received: mask of shape {tuple(mask.shape)}"
+                "Expected one `start` for all samples of a stateful layer, which carries it on. "
+                f"Received: shape {tuple(start.shape)}"
             )
-        return ops.transpose(ops.cast(mask, "bool"), (1, 0, 2))
+        return None, start
+
+    def _laid_out(self, sequences: Tensor, mask: Tensor | None, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequences and mask, in which those timesteps stand together that use the same weights."""
+        cycle = self.timestep_weights.cycle
+        if self.go_backwards:  # and so begins where it will end
+            offsets = cycle - 1 - offsets
+        present = ops.expand_dims(presence(ops.shape(sequences)[1], offsets, cycle), -1)
+        if mask is not None:
+            present = ops.logical_and(present, laid_out(mask, offsets, cycle))
+        return laid_out(sequences, offsets, cycle), present
 
     def _processed(
         self,
         sequences: Tensor,
         states: list[Tensor],
         mask: Tensor | None,
-        weights: dict[str, Tensor],
+        weights: dict[str, Any],
         random: dict[str, Any],
+        offsets: Tensor | None,
         options: Options,
     ) -> tuple[Nested, list[Tensor]]:
         """The layer as a pure function: batch-major in and out, all of the mathematics in between."""
         inputs = ops.swapaxes(sequences, 0, 1)
+        mask = None if mask is None else ops.swapaxes(mask, 0, 1)
         if options.go_backwards:
             inputs = ops.flip(inputs, 0)
             mask = None if mask is None else ops.flip(mask, 0)
         outputs, states = self.recurrence(
-            Sequences(inputs, states, mask, self.weight_stacks(weights), random, options.unroll)
+            Sequences(inputs, states, mask, weights, options.start, random, options.unroll)
         )
+        if offsets is not None:
+            cycle = self.timestep_weights.cycle
+            outputs, mask = keras.tree.map_structure(
+                lambda x: ops.swapaxes(taken_back(ops.swapaxes(x, 0, 1), offsets, cycle), 0, 1),
+                (outputs, mask),
+            )
 
         def finished(output: Tensor) -> Tensor:
             if mask is not None and options.zero_output_for_mask:
@@ -335,28 +380,5 @@ class RecurrentLayer(UntiedLayer):
         return output, *self.nested([(batch_size, *shape) for shape in self.state_shapes])
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        mask = _first(mask) if self.return_sequences else None
+        mask = first(mask) if self.return_sequences else None
         return [mask] + [None] * len(self.nested(self.state_shapes)) if self.return_state else mask
-
-
-def plain(nested: Any) -> Any:
-    """Nested lists without the ones that Keras makes of them, which JAX does not look into."""
-    return [plain(part) for part in nested] if isinstance(nested, (list, tuple)) else nested
-
-
-def _first(mask: Any) -> Any:
-    """The mask of the sequences, which Keras allows to be given in a list."""
-    return mask[0] if isinstance(mask, (list, tuple)) else mask
-
-
-def _shapes(nested: Any) -> list[Shape]:
-    """All shapes in nested lists of shapes, which are tuples or lists themselves."""
-    if any(isinstance(part, Iterable) for part in nested):
-        return [shape for part in nested for shape in _shapes(part)]
-    return [tuple(nested)]
-
-
-def _compatible(expected: Shape, received: Shape) -> bool:
-    return len(expected) == len(received) and all(
-        a is None or b is None or a == b for a, b in zip(expected, received, strict=True)
-    )

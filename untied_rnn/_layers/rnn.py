@@ -12,11 +12,13 @@ from keras import ops
 from untied_rnn._arguments import KerasObject, LayerArguments
 from untied_rnn._cells import pure as cells
 from untied_rnn._cells.weights import CellWeights
-from untied_rnn._layers.recurrent import RecurrentLayer, Sequences, plain
+from untied_rnn._layers.recurrent import RecurrentLayer, Sequences
+from untied_rnn._layers.shapes import plain
 from untied_rnn._loops.compilation import WrittenOut
 from untied_rnn._loops.recurrence import along_time, in_rank_of
-from untied_rnn._loops.scan import Stack, scan
+from untied_rnn._loops.scan import Made, Stack, scan
 from untied_rnn._types import Nested, Shape, Tensor, Tensors
+from untied_rnn.sharing import Sharing, SharingArgument, Untied
 
 _BATCH = 2  # of the symbolic call that builds a cell
 
@@ -70,6 +72,8 @@ class UntiedRNN(RecurrentLayer):
             variables when it is called, as `BatchNormalization` does, or adds losses is an error. An
             initializer with an integer seed gives each timestep its own values if the cell has it as an
             attribute. If `dtype` is given, it is also the cell's.
+        sharing: As for the other layers; or a dictionary of these by the names of the cell's weights. Weights
+            that it does not name are untied.
         activity_regularizer: Regularizer of what the layer outputs.
 
     Output shape:
@@ -100,6 +104,7 @@ class UntiedRNN(RecurrentLayer):
 
     tied_class = keras.layers.RNN
     any_rank = True
+    has_named_weights = True
     # Measured on 2 cores (`python tests/benchmarks/unfolded.py`), at 12 to 30 timesteps: written out, a
     # training step takes 0.6 to 0.9 of the loop's time, and with convolutions under XLA a third. The first
     # call takes 0.1 s for each timestep in a plain graph and 0.2 to 0.4 under XLA, half of a list's.
@@ -116,9 +121,7 @@ class UntiedRNN(RecurrentLayer):
         zero_output_for_mask: bool = False,
         *,
         timesteps: int | None = None,
-        block_size: int | None = None,
-        period: int | None = None,
-        weight_index: Sequence[int] | None = None,
+        sharing: SharingArgument = "untied",
         frozen_timesteps: Sequence[int] | None = None,
         activity_regularizer: KerasObject | None = None,
         jit_compile: bool | str = "auto",
@@ -203,13 +206,25 @@ class UntiedRNN(RecurrentLayer):
             # A weight that is made in the constructor does not stand within the cell.
             within = path[path.index(cell.name) + 1 :] if cell.name in path else path
             name = "_".join(given.get(part, part) for part in within)
-            name = f"{name}_{i}" if name in self.stacks else name
-            options = (weights.initializer(i), weight.regularizer, weight.constraint, weight.trainable)
-            stack = self.add_timestep_weight(name, tuple(weight.shape), *options)
+            name = f"{name}_{i}" if name in self.timestep_weights else name
+            options = (weights.initializer(i), weight.regularizer, weight.constraint)
+            sharing = self.sharing_of(name)
+            variable = self.add_timestep_weight(
+                name, tuple(weight.shape), *options, sharing, trainable=weight.trainable
+            )
             if not hasattr(self, name):
-                setattr(self, name, stack)
+                setattr(self, name, variable)
         # Tracked, so that a backend without side effects (JAX) is told that they change.
         self.seed_generators = cells.seed_generators(cell)
+
+        if isinstance(self.sharing, dict) and (
+            unknown := [n for n in self.sharing if n not in self.timestep_weights]
+        ):
+            names = [weight.name for weight in self.timestep_weights]
+            raise ValueError(f"Expected names of weights in `sharing`: {names}. Received: {unknown}")
+
+    def sharing_of(self, name: str) -> Sharing:
+        return self.sharing.get(name, Untied()) if isinstance(self.sharing, dict) else self.sharing
 
     def _copy(self) -> keras.Layer | None:
         return cells.copy(self.cell, self.dtype_policy)
@@ -228,18 +243,19 @@ class UntiedRNN(RecurrentLayer):
             if is_template:
                 self._cells.outputs = outputs
 
-    def weight_values(self, length: Any) -> dict[str, Tensor]:
-        """The weights, and as stacks of one the variables that the cell reads beside its own."""
+    def weight_values(self, length: Any, start: Any = None) -> dict[str, Any]:
+        """What the weights are made of, and the variables that the cell reads beside its own."""
         outer = {
-            f"outer_{i}": ops.cast(ops.convert_to_tensor(variable), variable.dtype)[None]
+            f"outer_{i}": ops.cast(ops.convert_to_tensor(variable), variable.dtype)
             for i, variable in enumerate(self._cells.pure.outer)
         }
-        return {**super().weight_values(length), **outer}
+        return {**super().weight_values(length, start), **outer}
 
-    def weight_stacks(self, values: dict[str, Tensor]) -> dict[str, Stack]:
-        own = {name: value for name, value in values.items() if name in self.stacks}
-        outer = {name: Stack(value, lambda t: t * 0) for name, value in values.items() if name not in own}
-        return {**super().weight_stacks(own), **outer}
+    def weights_of(self, values: dict[str, Any], start: int | None = None) -> dict[str, Stack | Made]:
+        own = {name: value for name, value in values.items() if name in self.timestep_weights}
+        outer = {name: value for name, value in values.items() if name not in own}
+        shared = {name: Stack(value[None], lambda t: t * 0) for name, value in outer.items()}
+        return {**super().weights_of(own, start), **shared}
 
     # Shapes.
 
@@ -273,7 +289,7 @@ class UntiedRNN(RecurrentLayer):
         }
 
     def recurrence(self, sequences: Sequences) -> tuple[Nested, list[Tensor]]:
-        random, weights = sequences.random, sequences.weights
+        random, weights = sequences.random, self.weights_of(sequences.weights, sequences.start)
 
         def step(before: Tensors, inputs: _Inputs, w: _Weights) -> tuple[Tensors, Nested]:
             values = cells.Values(w.own, w.outer, inputs.constants, inputs.seeds, inputs.dropout_masks)
@@ -299,8 +315,8 @@ class UntiedRNN(RecurrentLayer):
                 repeated(random["dropout_masks"]),
             ),
             _Weights(
-                own=[weights[stack.name] for stack in self.stacks],
-                outer=[stack for name, stack in weights.items() if name not in self.stacks],
+                own=[weights[weight.name] for weight in self.timestep_weights],
+                outer=[weight for name, weight in weights.items() if name not in self.timestep_weights],
             ),
             unroll=sequences.unroll,
             y_shapes=[(sequences.inputs.shape[1], *y.shape[1:]) for y in outputs],

@@ -9,12 +9,12 @@ from keras import ops
 from untied_rnn._arguments import KerasObject, LayerArguments
 from untied_rnn._layers.affine import AffineRNN
 from untied_rnn._layers.recurrent import Sequences
-from untied_rnn._loops.batched import affine
 from untied_rnn._loops.compilation import WrittenOut
 from untied_rnn._loops.gates import Gates
 from untied_rnn._loops.slopes import is_known, slope
 from untied_rnn._types import Activation, Tensor, Tensors
-from untied_rnn._weights.sharing import untied
+from untied_rnn._weights.weights import affine, affine_at
+from untied_rnn.sharing import SharingArgument
 
 
 class _Activation(Gates):
@@ -59,6 +59,7 @@ class UntiedSimpleRNN(AffineRNN):
         output_initializer: Initializer of each `V_t`, of shape `(units, output_units)`.
         output_regularizer: Regularizer of each `V_t`.
         output_constraint: Constraint on each `V_t` by itself. Each `c_t` is treated as a `b_t`.
+        output_sharing: The sharing of `V` alone, in place of `sharing`.
 
     Output shape:
         `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`, where
@@ -130,9 +131,11 @@ class UntiedSimpleRNN(AffineRNN):
         seed: int | None = None,
         *,
         timesteps: int | None = None,
-        block_size: int | None = None,
-        period: int | None = None,
-        weight_index: Sequence[int] | None = None,
+        sharing: SharingArgument = "untied",
+        kernel_sharing: SharingArgument | None = None,
+        recurrent_sharing: SharingArgument | None = None,
+        bias_sharing: SharingArgument | None = None,
+        output_sharing: SharingArgument | None = None,
         frozen_timesteps: Sequence[int] | None = None,
         output_units: int | None = None,
         output_activation: KerasObject | None = None,
@@ -160,13 +163,10 @@ class UntiedSimpleRNN(AffineRNN):
         outputs, states = super().recurrence(sequences)
         if self.output_units is None:
             return outputs, states
-        sharing = self.stacks["output_kernel"].stored
-        weights = {
-            name: stack.values for name, stack in sequences.weights.items() if name.startswith("output_")
-        }
+        kernel, bias = self.timestep_weights["output_kernel"], self.timestep_weights.get("output_bias")
         if outputs.shape[0] == 1:  # the last output alone, with the weights of its own timestep
-            last = sharing.index(ops.shape(sequences.inputs)[0] - 1)
-            weights = {name: values[last][None] for name, values in weights.items()}
-            sharing = untied(1)
-        outputs = affine(outputs, weights["output_kernel"], weights.get("output_bias"), sharing)
+            last = ops.shape(sequences.inputs)[0] - 1
+            outputs = affine_at(last, outputs, kernel, bias, sequences.weights, sequences.start)
+        else:
+            outputs = affine(outputs, kernel, bias, sequences.weights, sequences.start)
         return self.output_activation(outputs), states

@@ -1,10 +1,12 @@
-"""`keras.ops.custom_gradient`, but on TensorFlow the graph it is used in can be freed."""
+"""Gradients written by hand: `keras.ops.custom_gradient`, with graphs that can be freed, and `vjp`."""
 
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import keras
+
+from untied_rnn._types import Tensor, Tensors
 
 
 def custom_gradient(function: Callable) -> Callable:
@@ -28,6 +30,26 @@ def custom_gradient(function: Callable) -> Callable:
         return results
 
     return call
+
+
+def vjp(function: Callable[..., Tensor], primals: Tensors) -> tuple[Tensor, Callable[[Tensor], Tensors]]:
+    """The value of a function, and its vector-Jacobian product: gradients of `primals` from the value's."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        value, gradients = jax.vjp(function, *primals)
+        return value, lambda d_value: list(gradients(d_value.astype(value.dtype)))
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(primals)
+        value = function(*primals)
+
+    def pullback(d_value: Tensor) -> Tensors:
+        d_value = tf.cast(d_value, value.dtype)
+        return tape.gradient(value, primals, d_value, tf.UnconnectedGradients.ZERO)
+
+    return value, pullback
 
 
 def _hold_by_graph(graph: Any, name: str) -> None:

@@ -16,7 +16,7 @@ from keras import ops
 from untied_rnn._loops.custom_gradient import custom_gradient
 from untied_rnn._loops.gates import Gates, project, project_backward
 from untied_rnn._loops.nested import flat, nested_as
-from untied_rnn._loops.scan import Stack, scan
+from untied_rnn._loops.scan import Made, Stack, scan, stacks_of, with_values
 from untied_rnn._types import Tensor, Tensors
 
 
@@ -25,13 +25,12 @@ class Weights(NamedTuple):
 
     Attributes:
         kernel, recurrent_kernel: W and U.
-        bias, recurrent_bias: b and c, or `None`.
+        bias: b, or b and c in one, or `None`.
     """
 
     kernel: Any
     recurrent_kernel: Any
     bias: Any = None
-    recurrent_bias: Any = None
 
 
 class Inputs(NamedTuple):
@@ -76,7 +75,7 @@ def affine_recurrence(
     gates: Gates,
     inputs: Tensor,
     states: Tensors,
-    weights: dict[str, Stack],
+    weights: dict[str, Stack | Made],
     mask: Tensor | None = None,
     input_dropout: Tensor | None = None,
     state_dropout: Tensor | None = None,
@@ -89,9 +88,9 @@ def affine_recurrence(
         gates: The rest of a timestep.
         inputs: `x`, `(timesteps, batch, input_dim)`.
         states: Initial states, `(batch, units)`.
-        weights: Stacks of weight sets, of any floating dtype: `kernel`, W,
-            `(sets, input_dim, parts * units)`; `recurrent_kernel`, U, `(sets, units, parts * units)`;
-            perhaps `bias`: b, `(sets, parts * units)`, or b and c, `(sets, 2, parts * units)`.
+        weights: Of any floating dtype, at each timestep: `kernel`, W, `(input_dim, parts * units)`;
+            `recurrent_kernel`, U, `(units, parts * units)`; perhaps `bias`: b, `(parts * units,)`, or b and
+            c, `(2, parts * units)`.
         mask: Boolean, `(timesteps, batch, 1)`.
         input_dropout, state_dropout: See `Inputs`; the same at all timesteps.
         return_sequences: Whether to return `h` of all timesteps or the last one.
@@ -101,7 +100,7 @@ def affine_recurrence(
         `h`, `(timesteps, batch, units)` with `return_sequences` and else `(1, batch, units)`, and the last
         states.
     """
-    stacks = Weights(weights["kernel"], weights["recurrent_kernel"], *_biases(weights.get("bias")))
+    used = Weights(weights["kernel"], weights["recurrent_kernel"], weights.get("bias"))
     # Dropout masks along time as well, so that they reach the steps as all else does and are not captured.
     xs = Inputs(inputs, mask, along_time(input_dropout, inputs), along_time(state_dropout, inputs))
     # Not on torch: what a custom gradient captures there is cut off from the graph, so second-order
@@ -112,21 +111,11 @@ def affine_recurrence(
     joint = lean and gates.only_sum and input_dropout is None and state_dropout is None
     timestep = _Timestep(gates, joint, return_sequences)
     if lean:
-        last, h = _with_lean_gradient(timestep, list(states), xs, stacks, unroll)
+        last, h = _with_lean_gradient(timestep, list(states), xs, used, unroll)
     else:
         shapes = [states[0].shape] * return_sequences
-        last, h = scan(timestep.forward, list(states), xs, stacks, unroll=unroll, y_shapes=shapes)
+        last, h = scan(timestep.forward, list(states), xs, used, unroll=unroll, y_shapes=shapes)
     return h if return_sequences else last[0][None], last
-
-
-def _biases(stack: Stack | None) -> list[Stack]:
-    """b and c, taken apart once, and not at every step."""
-    if stack is None:
-        return []
-    values = stack.values
-    if len(values.shape) == 2:
-        return [stack]
-    return [Stack(values[:, 0], stack.index), Stack(values[:, 1], stack.index)]
 
 
 @dataclass(frozen=True)
@@ -158,13 +147,14 @@ class _Timestep:
         self, before: Tensors, inputs: Inputs, w: Weights
     ) -> tuple[Tensors, Tensor | None, Residuals]:
         x, h, w = inputs.x, before[0], _in_dtype_of(before[0], w)
+        bias, recurrent_bias = _biases(w)
         if self.joint:
             kernels = ops.concatenate([w.kernel, w.recurrent_kernel])
-            p, q = _plus(ops.matmul(ops.concatenate([x, h], axis=-1), kernels), w.bias), 0
+            p, q = _plus(ops.matmul(ops.concatenate([x, h], axis=-1), kernels), bias), 0
         else:
-            p = _plus(project(x, w.kernel, inputs.input_dropout), w.bias)
+            p = _plus(project(x, w.kernel, inputs.input_dropout), bias)
             q = self.gates.project_state(p, h, w.recurrent_kernel, inputs.state_dropout)
-            q = _plus(q, w.recurrent_bias)
+            q = _plus(q, recurrent_bias)
         after, residuals = self.gates.forward(p, q, before)
         if inputs.mask is not None:
             after = [ops.where(inputs.mask, new, old) for new, old in zip(after, before, strict=True)]
@@ -186,51 +176,44 @@ class _Timestep:
         d_before = [d_before[0] + d_h, *d_before[1:]]
         if mask is not None:
             d_before = [ops.where(mask, new, old) for new, old in zip(d_before, d_after, strict=True)]
-        d_weights = Weights(
-            d_kernel,
-            d_recurrent_kernel,
-            None if w.bias is None else ops.sum(d_p, axis=0),
-            None if w.recurrent_bias is None else ops.sum(d_q, axis=0),
-        )
+        d_weights = Weights(d_kernel, d_recurrent_kernel, _bias_gradient(w, d_p, d_q))
         return BackwardCarry(d_before, before), d_x, d_weights
 
 
 def _with_lean_gradient(
-    timestep: _Timestep, states: Tensors, xs: Inputs, stacks: Weights, unroll: bool | int
+    timestep: _Timestep, states: Tensors, xs: Inputs, weights: Weights, unroll: bool | int
 ) -> tuple[Tensors, Tensor | None]:
     """The recurrence with a gradient that keeps little, and computes no product twice."""
     state_shapes = [state.shape for state in states]
     recorded = state_shapes + state_shapes[:1] * (timestep.gates.residuals + timestep.return_sequences)
-
-    def with_values(values: Weights) -> Weights:
-        return nested_as(stacks, map(Stack, flat(values), (stack.index for stack in flat(stacks))))
+    stacks = [stack.values for stack in stacks_of(weights)]
 
     @custom_gradient
     def run(*tensors: Tensor) -> tuple[Tensors, Callable]:
         # Flat, as TensorFlow's custom gradients must be.
         states_, x, values = nested_as((states, xs.x, stacks), tensors)
-        weights, inputs = with_values(values), xs._replace(x=x)
+        given, inputs = with_values(weights, values), xs._replace(x=x)
         last, (residuals, h) = scan(
-            timestep.recorded, states_, inputs, weights, unroll=unroll, y_shapes=recorded
+            timestep.recorded, states_, inputs, given, unroll=unroll, y_shapes=recorded
         )
 
         def gradient(*upstream: Any) -> tuple[Tensor, ...]:
             d_last, d_h = nested_as((last, h), keras.tree.flatten(upstream))  # which is one list on JAX
-            first, d_x, d_weights = scan(
+            first, d_x, d_stacks = scan(
                 timestep.backward,
                 BackwardCarry(d_last, last),
                 BackwardInputs(inputs, d_h, residuals),
-                weights,
+                given,
                 reverse=True,
                 unroll=unroll,
                 y_shapes=[x.shape[1:]],
                 sum_gradients=True,
             )
-            return tuple(flat((first.d_after, d_x, d_weights)))
+            return tuple(flat((first.d_after, d_x, d_stacks)))
 
         return flat((last, h)), gradient
 
-    results = run(*flat((states, xs.x, keras.tree.map_structure(_values, stacks))))
+    results = run(*flat((states, xs.x, stacks)))
     return nested_as((states, True if timestep.return_sequences else None), results)
 
 
@@ -238,8 +221,16 @@ def _plus(product: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias
 
 
-def _values(stack: Stack | None) -> Tensor | None:
-    return None if stack is None else stack.values
+def _biases(w: Weights) -> tuple[Tensor | None, Tensor | None]:
+    """b and c."""
+    return (w.bias, None) if w.bias is None or len(w.bias.shape) == 1 else (w.bias[0], w.bias[1])
+
+
+def _bias_gradient(w: Weights, d_p: Tensor, d_q: Tensor) -> Tensor | None:
+    if w.bias is None:
+        return None
+    d_bias = ops.sum(d_p, axis=0)
+    return d_bias if len(w.bias.shape) == 1 else ops.stack([d_bias, ops.sum(d_q, axis=0)])
 
 
 def _in_dtype_of(tensor: Tensor, weights: Weights) -> Weights:

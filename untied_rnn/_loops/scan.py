@@ -6,12 +6,14 @@ unrolling, and because the gradient of `stack[index]` within a loop is, taken fo
 each timestep: O(timesteps^2).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 from keras import ops
 
+from untied_rnn._loops.custom_gradient import vjp
 from untied_rnn._loops.loop import ListStep, Loop
 from untied_rnn._loops.nested import flat, nested_as
 from untied_rnn._types import Index, Nested, Shape, Tensor, Tensors
@@ -29,6 +31,19 @@ class Stack:
 
     values: Tensor
     index: Index | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """Weights of which each timestep makes its own, from what it reads of several stacks.
+
+    Attributes:
+        stacks: The stacks.
+        make: Pure function of what one timestep reads of each.
+    """
+
+    stacks: tuple[Stack, ...]
+    make: Callable[..., Tensor]
 
 
 def scan(
@@ -52,7 +67,7 @@ def scan(
             of the carry.
         carry: What one step hands to the next.
         xs: Tensors of shape `(timesteps, ...)`.
-        weights: `Stack`s, which may be of another dtype than the carry.
+        weights: `Stack`s and `Made`s, which may be of another dtype than the carry.
         reverse: Whether to run from the last timestep to the first (`ys` keeps the order of `xs`).
         unroll: `True` writes all steps out, without a loop; an integer is the number of steps that
             one iteration of the loop runs.
@@ -63,10 +78,10 @@ def scan(
 
     Returns:
         The last carry, `ys` with a leading axis of timesteps, and with `sum_gradients` the gradients of the
-        stacks.
+        stacks, in the order of `stacks_of(weights)`.
     """
-    list_step = _ListStep(step, carry, xs, weights)
-    stacks, tensors = flat(weights), flat(xs)
+    list_step = _ListStep(step, carry, xs, weights, sum_gradients)
+    stacks, tensors = stacks_of(weights), flat(xs)
     values = [stack.values for stack in stacks]
     timesteps = tensors[0].shape[0]
     loop = Loop(
@@ -77,21 +92,68 @@ def scan(
     )
     last, ys, sums = _run(list_step, flat(carry), tensors, values, loop, unroll is True, y_shapes)
     results = nested_as(carry, last), nested_as(list_step.y, ys)
-    return (*results, nested_as(weights, sums)) if sum_gradients else results
+    return (*results, sums) if sum_gradients else results
+
+
+def stacks_of(weights: Nested) -> list[Stack]:
+    """The stacks that weights are made of."""
+    return [
+        stack
+        for weight in flat(weights)
+        for stack in (weight.stacks if isinstance(weight, Made) else (weight,))
+    ]
+
+
+def with_values(weights: Nested, values: Tensors) -> Nested:
+    """The weights, made of other values."""
+    remaining = iter(values)
+
+    def changed(weight: Stack | Made) -> Stack | Made:
+        if isinstance(weight, Stack):
+            return replace(weight, values=next(remaining))
+        return replace(weight, stacks=tuple(replace(one, values=next(remaining)) for one in weight.stacks))
+
+    return nested_as(weights, map(changed, flat(weights)))
 
 
 class _ListStep:
-    """A step on structures as one on lists, which remembers the structure of `y_t`."""
+    """A step on structures as one on lists, which remembers the structure of `y_t`.
 
-    def __init__(self, step: Callable[..., tuple], carry: Nested, xs: Nested, weights: Nested):
-        self.step, self.y = step, None
+    It makes the weights of the timestep from what that reads, and gradients of what was read from the
+    gradients of the weights.
+    """
+
+    def __init__(
+        self, step: Callable[..., tuple], carry: Nested, xs: Nested, weights: Nested, sum_gradients: bool
+    ):
+        self.step, self.y, self.sum_gradients = step, None, sum_gradients
         self.carry, self.xs, self.weights = (_places(nested) for nested in (carry, xs, weights))
+        # For each weight, how many stacks it is made of, and how.
+        self.made = [
+            (len(weight.stacks), weight.make) if isinstance(weight, Made) else (1, None)
+            for weight in flat(weights)
+        ]
 
-    def __call__(self, carry: Tensors, xs: Tensors, weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    def __call__(self, carry: Tensors, xs: Tensors, read: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        weights, pullbacks, remaining = [], [], iter(read)
+        for number, make in self.made:
+            parts = list(itertools.islice(remaining, number))
+            weight, pullback = self._weight(make, parts)
+            weights.append(weight)
+            pullbacks.append(pullback)
         given = nested_as(self.carry, carry), nested_as(self.xs, xs), nested_as(self.weights, weights)
         after, y, *sums = self.step(*given)
         self.y = _places(y)
-        return flat(after), flat(y), flat(sums)
+        gradients = zip(pullbacks, flat(sums), strict=True) if sums else ()
+        return flat(after), flat(y), [d for pullback, d_weight in gradients for d in pullback(d_weight)]
+
+    def _weight(
+        self, make: Callable[..., Tensor] | None, parts: Tensors
+    ) -> tuple[Tensor, Callable[[Tensor], Tensors]]:
+        """A weight, and the gradients of its parts for the gradient of it."""
+        if make is None:
+            return parts[0], lambda d_weight: [d_weight]
+        return vjp(make, parts) if self.sum_gradients else (make(*parts), lambda d_weight: [])
 
 
 def _places(nested: Nested) -> Nested:

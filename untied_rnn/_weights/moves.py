@@ -10,11 +10,9 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from untied_rnn._weights.sharing import SHARING_ARGUMENTS
+from untied_rnn.sharing import LowRank, SetSharing
 
 L = TypeVar("L", bound=keras.Layer)  # an `UntiedLayer`, which this module does not import
-
-_CHANGES = ("timesteps", *SHARING_ARGUMENTS, "frozen_timesteps")
 
 
 def from_tied(cls: type[L], layer: keras.Layer, timesteps: int | None, sharing: dict[str, Any]) -> L:
@@ -23,39 +21,53 @@ def from_tied(cls: type[L], layer: keras.Layer, timesteps: int | None, sharing: 
         raise TypeError(f"Expected a `keras.layers.{cls.tied_class.__name__}`. Received: {layer!r}")
     if not layer.built:
         raise ValueError(f"Expected a built layer. Received: {layer!r}, which has no weights yet.")
-    _check(sharing)
+    _check(cls, sharing)
     new = like(layer, cls, timesteps=timesteps, **sharing)
-    weights = zip(new.stacks, layer.get_weights(), strict=True)
-    new.stacks.assign({stack.name: np.repeat(w[None], stack.sharing.sets, axis=0) for stack, w in weights})
+    length = new.timesteps or new.timestep_weights.cycle
+    for weight, value in zip(new.timestep_weights, layer.get_weights(), strict=True):
+        weight.fit(np.broadcast_to(value, (length, *value.shape)))
     return new
 
 
 def refine(layer: L, changes: dict[str, Any]) -> L:
     """See `UntiedLayer.refine`."""
-    new, sources = _changed(layer, changes)
-    for s, sets in enumerate(sources):
-        if len(set(sets)) > 1:
+    new, length = _changed(layer, changes)
+    timesteps = np.arange(length)
+    for weight, old in zip(new.timestep_weights, layer.timestep_weights, strict=True):
+        expected, received = old.along_time(timesteps), weight.along_time(timesteps)
+        # Whole weights are copied; others are computed.
+        tolerance = 0.0 if isinstance(weight.sharing, SetSharing) else 1e-5 * np.abs(expected).max()
+        changed = np.abs(received - expected).reshape(length, -1).max(axis=1) > tolerance
+        if changed.any():
             raise ValueError(
-                "Expected a refinement, where timesteps share weights only if they already do. "
-                f"Received: {changes}, where timesteps that use the weight sets {sorted(set(sets))} of this "
-                f"layer would share set {s}. Give a `block_size` that divides this layer's, or "
-                "`weight_index`; `averaged` takes means instead"
+                "Expected a sharing that has room for the weights of this layer, as `Blocks` of a size that "
+                f"divides this layer's. Received: {changes}, which would change '{old.name}' at the "
+                f"timesteps {timesteps[changed].tolist()} of {layer!r}. `averaged` takes the nearest weights"
             )
     return new
 
 
 def averaged(layer: L, changes: dict[str, Any]) -> L:
     """See `UntiedLayer.averaged`."""
-    if not any(name in changes for name in SHARING_ARGUMENTS):
-        timesteps = changes.get("timesteps", layer.timesteps)
-        changes |= {"period": 1} if timesteps is None else {"block_size": timesteps}
+    if not any(name in changes for name in layer.sharing_arguments()):
+        changes = {"sharing": "tied", **changes}
     return _changed(layer, {"frozen_timesteps": None, **changes})[0]
+
+
+def compress(layer: L, rank: int) -> tuple[L, dict[str, float]]:
+    """See `UntiedLayer.compress`."""
+    new, length = _changed(layer, {"sharing": LowRank(rank), "frozen_timesteps": None})
+    errors = {}
+    for weight, old in zip(new.timestep_weights, layer.timestep_weights, strict=True):
+        before, after = (w.along_time(np.arange(length)).astype("float64") for w in (old, weight))
+        size = np.linalg.norm(before)
+        errors[old.name] = float(np.linalg.norm(after - before) / size) if size else 0.0
+    return new, errors
 
 
 def frozen(layer: L, timesteps: list[int]) -> L:
     """See `UntiedLayer.freeze`."""
-    sharing = {name: getattr(layer, name) for name in SHARING_ARGUMENTS}
-    return _changed(layer, {**sharing, "frozen_timesteps": timesteps})[0]
+    return _changed(layer, {"frozen_timesteps": timesteps})[0]
 
 
 def like(layer: keras.Layer, cls: type[L], **changes: Any) -> L:
@@ -73,42 +85,30 @@ def like(layer: keras.Layer, cls: type[L], **changes: Any) -> L:
     return new
 
 
-def _changed(layer: L, changes: dict[str, Any]) -> tuple[L, list[list[int]]]:
-    """A layer with other arguments, and the old sets whose mean each of its weight sets is.
-
-    An old set counts as often as it has timesteps.
-    """
+def _changed(layer: L, changes: dict[str, Any]) -> tuple[L, int]:
+    """A layer with other arguments and the nearest weights, and the number of timesteps that tell them."""
     layer.check_built()
-    _check(changes)
-    new = like(layer, type(layer), **{**dict.fromkeys(SHARING_ARGUMENTS), **changes})
+    _check(type(layer), changes)
+    if "sharing" in changes:  # speaks for all weights
+        changes = {**dict.fromkeys(layer.sharing_arguments()), **changes}
+    new = like(layer, type(layer), **changes)
     if new.timesteps and layer.timesteps and new.timesteps > layer.timesteps:
         raise ValueError(
             f"Expected at most {layer.timesteps} timesteps, that have weights. Received: {changes}"
         )
-    limit = new.timesteps or layer.timesteps or math.lcm(layer.sharing.sets, new.sharing.sets)
-    timesteps = np.arange(limit)
-    old_sets, new_sets = layer.set_of(timesteps), new.set_of(timesteps)
-    sources = [old_sets[new_sets == s].tolist() for s in range(new.sharing.sets)]
-    if not all(sources):
-        raise ValueError(
-            f"Expected a timestep for each weight set, of {limit} timesteps. Received: {changes}"
-        )
+    length = (
+        new.timesteps or layer.timesteps or math.lcm(*(one.timestep_weights.cycle for one in (layer, new)))
+    )
     # By position, for the layers within a copy of a cell may have names with other numbers.
-    for stack, old in zip(new.stacks, layer.stacks, strict=True):
-        array = old.array()
-        stack.assign(np.stack([_mean(array, sets) for sets in sources]))
-    return new, sources
+    for weight, old in zip(new.timestep_weights, layer.timestep_weights, strict=True):
+        weight.fit(old.along_time(np.arange(length)), old)
+    return new, length
 
 
-def _check(changes: dict[str, Any]) -> None:
-    if unknown := {name: value for name, value in changes.items() if name not in _CHANGES}:
+def _check(cls: type[L], changes: dict[str, Any]) -> None:
+    known = ("timesteps", *cls.sharing_arguments(), "frozen_timesteps")
+    if unknown := {name: value for name, value in changes.items() if name not in known}:
         raise TypeError(
-            f"Expected arguments that say which timesteps share or train weights: {', '.join(_CHANGES)}. "
+            f"Expected arguments that say how timesteps share or train weights: {', '.join(known)}. "
             f"The others stay as they are. Received: {unknown}"
         )
-
-
-def _mean(stack: np.ndarray, sets: list[int]) -> np.ndarray:
-    # In double precision, for NumPy would add up bfloat16 in bfloat16. Exact where all are equal.
-    values = stack[sets].astype("float64")
-    return (values[0] + (values - values[0]).mean(axis=0)).astype(stack.dtype)

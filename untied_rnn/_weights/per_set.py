@@ -88,9 +88,12 @@ def timestep_penalty(regularizer: Regularizer, cyclic: bool) -> Regularizer:
     """The penalty of a stacked weight: summed over its sets, or `TimeSmoothness` along them.
 
     Args:
-        regularizer: A regularizer of one weight, or `TimeSmoothness`, which is one of the stack.
+        regularizer: A regularizer of one weight; or `TimeSmoothness` or a `StackRegularizer`, which are of
+            the stack.
         cyclic: Whether the first weight comes after the last one again.
     """
+    if isinstance(regularizer, StackRegularizer):
+        return regularizer
     if not isinstance(regularizer, TimeSmoothness):
         return TimestepRegularizer(regularizer)
     if not cyclic:

@@ -1,41 +1,66 @@
-"""The weights of a layer: for every weight set one, stacked."""
+"""The variables that a weight is made of: stacks of one entry for each set of timesteps."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from untied_rnn._types import Constraint, Index, Initializer, Regularizer, Tensor
+from untied_rnn._types import Constraint, Initializer, Regularizer, Tensor
 from untied_rnn._weights.per_set import (
     StackRegularizer,
     TimestepConstraint,
     TimestepInitializer,
     timestep_penalty,
 )
-from untied_rnn._weights.sharing import Sharing
+from untied_rnn._weights.sets import Sets, untied
 
 
-class WeightStack:
-    """One weight of every weight set, stored as variables of shape `(sets, *shape)`.
+class ConstantStack:
+    """Numbers that a timestep reads and nothing changes.
+
+    Args:
+        array: `(timesteps, ...)`, one entry for each timestep.
+        dtype: Type of the weights that are made with them.
+    """
+
+    def __init__(self, array: np.ndarray, dtype: str):
+        self.dtype = dtype
+        self._array = array
+        # Not `untied`, by which timesteps beyond those of a shorter sequence would have to be cut off.
+        self.sets = dataclasses.replace(untied(len(array)), separate=False)
+
+    def values(self, length: Any, start: Any = None) -> Tensor:
+        return ops.convert_to_tensor(self._array, self.dtype)
+
+    def sets_from(self, start: int | None) -> Sets:
+        return self.sets.shifted(start or 0)
+
+    def array(self) -> np.ndarray:
+        return self._array.astype(self.dtype)
+
+
+class VariableStack:
+    """A parameter of every set of timesteps, stored as variables of shape `(sets, *shape)`.
 
     Frozen sets stand in a variable of their own, behind the trained ones, so that no optimizer gets to see
     them. The attribute `is_timestep_stack` of the variables tells `PerTimestep` that axis 0 counts separate
-    weights.
+    parameters.
 
     Args:
         layer: The layer that owns the variables.
-        name: Name of the weight. That of the frozen sets' variable is `frozen_{name}`.
-        shape: Shape of the weight that one timestep uses.
-        sharing: Which set a timestep uses.
+        name: Name of the parameter. That of the frozen sets' variable is `frozen_{name}`.
+        shape: Shape of what one timestep reads.
+        sets: Which set a timestep reads.
         frozen: Numbers of the sets that are not trained.
-        initializer, regularizer, constraint: What one set's weight is drawn from, penalised by and
+        initializer, regularizer, constraint: What one set's entry is drawn from, penalised by and
             projected by; or `TimeSmoothness`, which regularizes the stack.
         trainable: Whether the other sets are trained.
 
     Attributes:
-        sets: Numbers of the weight sets in the order in which they are stored.
+        order: Numbers of the sets in the order in which they are stored.
         stored: Where in that order a timestep finds its set.
         variables: The variable of the trained sets, and of the frozen ones if there are any.
     """
@@ -45,25 +70,25 @@ class WeightStack:
         layer: keras.Layer,
         name: str,
         shape: tuple[int, ...],
-        sharing: Sharing,
+        sets: Sets,
         frozen: Sequence[int],
         initializer: Initializer,
         regularizer: Regularizer | None = None,
         constraint: Constraint | None = None,
         trainable: bool = True,
     ):
-        self.name, self.sharing, self.trainable = name, sharing, trainable
-        trained = np.array([s for s in range(sharing.sets) if s not in frozen])
+        self.name, self.sets, self.trainable = name, sets, trainable
+        trained = np.array([s for s in range(sets.count) if s not in frozen])
         self.trained_sets, self.frozen_sets = trained, np.array(frozen, int)
-        self.sets = np.concatenate([self.trained_sets, self.frozen_sets])
-        self._places = np.argsort(self.sets)
-        self.stored = sharing.reordered(self._places) if frozen else sharing
+        self.order = np.concatenate([self.trained_sets, self.frozen_sets])
+        self._places = np.argsort(self.order)
+        self.stored = sets.reordered(self._places) if frozen else sets
 
-        def add(name: str, sets: np.ndarray, **options: Any) -> keras.Variable:
+        def add(name: str, numbers: np.ndarray, **options: Any) -> keras.Variable:
             variable = layer.add_weight(
                 name=name,
-                shape=(len(sets), *shape),
-                initializer=TimestepInitializer(initializer, sets, sharing.sets),
+                shape=(len(numbers), *shape),
+                initializer=TimestepInitializer(initializer, numbers, sets.count),
                 autocast=False,  # each timestep casts what it uses, so that gradients are added up in float32
                 **options,
             )
@@ -71,7 +96,7 @@ class WeightStack:
             return variable
 
         rest = [add(f"frozen_{name}", self.frozen_sets, trainable=False)] if frozen else []
-        penalty = regularizer and timestep_penalty(regularizer, sharing.cyclic)
+        penalty = regularizer and timestep_penalty(regularizer, sets.cyclic)
         main = add(
             name,
             self.trained_sets,
@@ -82,95 +107,42 @@ class WeightStack:
         )
         self.variables = [main, *rest]
 
-    @property
-    def index(self) -> Index | None:
-        """The place in `values` that timestep `t` uses, as `scan` takes it: `None` is `t`."""
-        return None if self.stored.separate else self.stored.index
+    def values(self, length: Any, start: Any = None) -> Tensor:
+        """The sets that sequences read, in the dtype of the variables, in which gradients are added up.
 
-    def values(self, length: Any) -> Tensor:
-        """The sets that sequences of so many timesteps use, as they are stored.
-
-        In the dtype of the variables, in which gradients of shared weights are added up.
+        Args:
+            length: The number of timesteps.
+            start: The timestep that they begin at: an integer, or where the sets come again also a tensor. If
+                not given they begin at the first, and the sets are as they are stored.
         """
         # `cast` reads the variable; `convert_to_tensor` would hand TensorFlow the variable itself.
         parts = [ops.cast(variable, variable.dtype) for variable in self.variables]
         stack = ops.concatenate(parts) if parts[1:] else parts[0]
-        if not self.stored.separate or (isinstance(length, int) and length == self.sharing.sets):
+        if start is not None and self.sets.cyclic:
+            return ops.take(stack, self.stored.index(ops.arange(self.sets.count) + start), axis=0)
+        if not self.stored.separate or (isinstance(length, int) and length == self.sets.count):
             return stack
         # `slice`, since `[:length]` would clip a length that is known only when the graph runs, and
-        # one weight set could then be broadcast over a longer sequence.
-        return ops.slice(stack, [0] * stack.ndim, (length, *stack.shape[1:]))
+        # one set could then be broadcast over a longer sequence.
+        return ops.slice(stack, [start or 0, *[0] * (stack.ndim - 1)], (length, *stack.shape[1:]))
+
+    def sets_from(self, start: int | None) -> Sets:
+        """Where in `values` timesteps find their sets, in sequences that begin at one."""
+        if start is None or self.stored.separate:
+            return self.stored
+        return self.sets if self.sets.cyclic else self.stored.shifted(start)
 
     def array(self) -> np.ndarray:
         """All sets, in the order of their numbers."""
         return np.concatenate([ops.convert_to_numpy(variable) for variable in self.variables])[self._places]
 
     def assign(self, array: np.ndarray) -> None:
-        """Sets all weights to an array as `array` returns it."""
+        """Sets all entries to an array as `array` returns it."""
         # `asarray` because Keras 3.10 hands on the datasets of a file, which take no such index.
-        parts = np.split(np.asarray(array)[self.sets], [len(self.trained_sets)])
+        parts = np.split(np.asarray(array)[self.order], [len(self.trained_sets)])
         for variable, part in zip(self.variables, parts[: len(self.variables)], strict=True):
             variable.assign(part)
-
-    def along_time(self, timesteps: np.ndarray) -> np.ndarray:
-        """The weights that timesteps use, `(timesteps, *shape)`."""
-        return self.array()[self.sharing.index(timesteps)]
 
     def _by_set(self, parts: list[Tensor]) -> Tensor:
         """The stack in the order of the sets' numbers, from what the variables hold."""
         return ops.take(ops.concatenate(parts), self._places, axis=0) if parts[1:] else parts[0]
-
-
-class WeightStacks:
-    """All weights of a layer, by name. (No dictionary, or Keras would keep account of it once more.)"""
-
-    def __init__(self) -> None:
-        self._stacks: dict[str, WeightStack] = {}
-
-    def add(self, stack: WeightStack) -> None:
-        self._stacks[stack.name] = stack
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._stacks
-
-    def __getitem__(self, name: str) -> WeightStack:
-        return self._stacks[name]
-
-    def __iter__(self) -> Iterator[WeightStack]:
-        return iter(self._stacks.values())
-
-    @property
-    def has_frozen(self) -> bool:
-        return any(len(stack.frozen_sets) for stack in self)
-
-    def values(self, length: Any) -> dict[str, Tensor]:
-        """See `WeightStack.values`."""
-        return {stack.name: stack.values(length) for stack in self}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """See `WeightStack.array`."""
-        return {stack.name: stack.array() for stack in self}
-
-    def assign(self, arrays: dict[str, np.ndarray]) -> None:
-        """Sets the weights of these names."""
-        for name, array in arrays.items():
-            self[name].assign(array)
-
-    def along_time(self, timesteps: np.ndarray) -> dict[str, np.ndarray]:
-        """See `WeightStack.along_time`."""
-        return {stack.name: stack.along_time(timesteps) for stack in self}
-
-    # In files nothing is frozen: so they are the same, whichever timesteps are.
-
-    def to_file(self) -> dict[str, np.ndarray]:
-        """All weights, by the keys that Keras gives them if none is frozen."""
-        return {str(i): stack.array() for i, stack in enumerate(self._in_file_order())}
-
-    def from_file(self, arrays: dict[str, np.ndarray]) -> None:
-        """Sets all weights to what `to_file` returned."""
-        for i, stack in enumerate(self._in_file_order()):
-            stack.assign(arrays[str(i)])
-
-    def _in_file_order(self) -> list[WeightStack]:
-        """As Keras orders variables: constants of a cell come last."""
-        return sorted(self, key=lambda stack: not stack.trainable)
