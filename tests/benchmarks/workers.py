@@ -114,18 +114,18 @@ class Answers:
         """The largest relative error of what `make` has made."""
         return _error(self.made[problem, name], problem, self.module.contestants(problem)[name][0])
 
-    def peak_memory(self, problem: Problem, name: str) -> float:
+    def peakresident_memory(self, problem: Problem, name: str) -> float:
         """Megabytes that training takes at its peak, beside the library's (Linux only).
 
         To be asked in a new process: memory that another contestant has left behind would not be counted.
         """
-        before = _memory("VmRSS")
+        before = resident_memory("VmRSS")
         self.make(problem, name)
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak so far, of making weights and of compiling, is forgotten
         for _ in range(3):
             self.made[problem, name].step()
-        return _memory("VmHWM") - before
+        return resident_memory("VmHWM") - before
 
     def seconds(self, problem: Problem, name: str, mode: str, at_least: float) -> float:
         """Seconds per call, from as many calls as take `at_least` seconds."""
@@ -145,7 +145,7 @@ def mean_seconds(call: Callable[[], Any], at_least: float) -> float:
     return elapsed / calls
 
 
-def _memory(entry: str) -> float:
+def resident_memory(entry: str) -> float:
     """An entry of this process's status, in megabytes."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(entry)) / 1024
