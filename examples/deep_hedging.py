@@ -34,9 +34,9 @@ COST_RATES = (0.0, 0.002)  # of the value traded
 UNITS, BATCH_SIZE, STEPS = 16, 1024, 100  # steps of an epoch
 LEFT = DAY * np.arange(DAYS, 0, -1)  # the time to maturity on each day, in years
 NETWORKS: dict[str, dict[str, Any]] = {
-    "own weights": {"block_size": 1, "time": False},
-    "shared with time": {"block_size": DAYS, "time": True},
-    "shared without time": {"block_size": DAYS, "time": False},
+    "own weights": {"sharing": "untied", "time": False},
+    "shared with time": {"sharing": "tied", "time": True},
+    "shared without time": {"sharing": "tied", "time": False},
 }
 
 
@@ -90,13 +90,13 @@ def batches(time: bool, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield inputs(prices, time), prices.astype("float32")
 
 
-def network(block_size: int, time: bool) -> keras.Model:
+def network(sharing: str, time: bool) -> keras.Model:
     """From the inputs to the positions. What was held before, the state knows."""
     features = keras.Input((DAYS, 3 if time else 1))
     layer = UntiedSimpleRNN(
         UNITS,
         activation="relu",  # with costs the best position is piecewise linear in the one before
-        block_size=block_size,
+        sharing=sharing,
         output_units=1,
         output_activation="sigmoid",  # a call's delta is between 0 and 1
         return_sequences=True,
@@ -104,9 +104,9 @@ def network(block_size: int, time: bool) -> keras.Model:
     return keras.Model(features, keras.layers.Reshape((DAYS,))(layer(features)))
 
 
-def trained(block_size: int, time: bool, rate: float, seed: int, epochs: int) -> keras.Model:
+def trained(sharing: str, time: bool, rate: float, seed: int, epochs: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    model = network(block_size, time)
+    model = network(sharing, time)
     # `clipnorm` shortens the gradients of all days together; the measured results are of that.
     adam = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-2, epochs * STEPS), clipnorm=1.0)
 

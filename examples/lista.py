@@ -1,7 +1,8 @@
 """Unfolds ISTA, an algorithm for sparse codes, into a network, and trains the weights of each step (LISTA).
 
-    python examples/lista.py --quick    # a problem of a quarter of the size: a minute
-    python examples/lista.py            # 250 measurements of 500 coefficients: half an hour on two cores
+    python examples/lista.py --quick           # a problem of a quarter of the size: a minute
+    python examples/lista.py                   # 250 measurements of 500 coefficients: half an hour, two cores
+    python examples/lista.py --cell tilista    # another cell, see lista_cells.py
 
 Codes x with a tenth of 500 entries other than zero are to be found from y = A x. Writes errors.csv,
 errors.png, weights.png and model.keras to `--out`.
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 from command_line import end_on_interrupt, fail, positive, replace, start, verbosity
 from keras import ops
+from lista_cells import CELLS, SoftThresholdCell, analytic
 from matplotlib.figure import Figure
 
 from untied_rnn import UntiedRNN, plot
@@ -63,38 +65,32 @@ def ista(a: np.ndarray, y: np.ndarray, lam: float, steps: int, momentum: bool = 
     return np.stack(path, axis=1)
 
 
-@keras.saving.register_keras_serializable(package="lista")
-class SoftThresholdCell(keras.Layer):
-    """`x' = soft(x W + b, theta)`, where `b` is the input."""
+def unfolded(a: np.ndarray, lam: float, steps: int, cell: str = "lista") -> keras.Model:
+    """A network that computes the codes after each step: until it is trained, those of ISTA.
 
-    def __init__(self, units: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.units = self.state_size = units
-
-    def build(self, input_shape: tuple) -> None:
-        self.kernel = self.add_weight(name="kernel", shape=(self.units, self.units))
-        self.threshold = self.add_weight(name="threshold", shape=(self.units,))
-
-    def call(self, inputs: Any, states: list) -> tuple:
-        z = ops.matmul(states[0], self.kernel) + inputs
-        x = ops.sign(z) * ops.relu(ops.abs(z) - ops.relu(self.threshold))
-        return x, [x]
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "units": self.units}
-
-
-def unfolded(a: np.ndarray, lam: float, steps: int) -> keras.Model:
-    """A network that computes, until it is trained, what ISTA does: the codes after each step."""
+    With `cell="alista"` it starts as ISTA with `analytic(a)` in place of the `A` of the gradient.
+    """
     measurements, units = a.shape
-    size = step_size(a)
+    _, cell_class, sharing = CELLS[cell]
     y = keras.Input((measurements,))
-    projection = keras.layers.Dense(units, use_bias=False)  # the same in each step: computed once
-    iteration = UntiedRNN(SoftThresholdCell(units), return_sequences=True, unroll=True, name="iteration")
-    model = keras.Model(y, iteration(keras.layers.RepeatVector(steps)(projection(y))))
-    projection.set_weights([size * a])
-    kernel, threshold = np.eye(units) - size * a.T @ a, np.full(units, size * lam)
-    iteration.set_weights([np.stack([kernel] * steps), np.stack([threshold] * steps)])
+    if cell_class is SoftThresholdCell:
+        size = step_size(a)
+        projection = keras.layers.Dense(units, use_bias=False)  # the same in each step: computed once
+        inputs = projection(y)
+        projection.set_weights([size * a])
+        weights = {"kernel": np.eye(units) - size * a.T @ a}
+    else:
+        w = analytic(a) if cell == "alista" else a
+        size = 1 / (1.001 * float(np.linalg.norm(w.T @ a, 2)))
+        inputs = y
+        weights = {"kernel": w, "dictionary": a, "size": np.array(size)}
+    iteration = UntiedRNN(
+        cell_class(units), return_sequences=True, unroll=True, sharing=sharing, name="iteration"
+    )
+    model = keras.Model(y, iteration(keras.layers.RepeatVector(steps)(inputs)))
+    for name, value in {**weights, "threshold": np.array(size * lam)}.items():
+        variable = getattr(iteration, name)
+        variable.assign(np.broadcast_to(value, variable.shape))
     return model
 
 
@@ -144,7 +140,7 @@ def nmse(codes: np.ndarray, path: np.ndarray) -> np.ndarray:
 def draw(errors: pd.DataFrame, path: pathlib.Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, style in (("ISTA", "o-"), ("FISTA", "s-"), ("before training", "kx"), ("LISTA", "^-")):
+    for name, style in zip(errors.columns, ("o-", "s-", "kx", "^-"), strict=True):
         axes.plot(errors.index, errors[name], style, label=name, markersize=5)
     axes.set(xlabel="step", ylabel="error (dB)", title="Squared error of the codes over their square")
     axes.legend()
@@ -180,6 +176,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--data", help=".npz with A (m, n) and x_test (n, codes); default: made from the seed"
     )
+    parser.add_argument("--cell", choices=CELLS, default="lista", help="what a step computes (default lista)")
     parser.add_argument("--steps", type=positive, default=16, help="steps of the algorithm (default 16)")
     parser.add_argument("--epochs", type=positive, default=30, help="of 1,000 fresh batches (default 30)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -202,7 +199,7 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     y = codes @ a.T
-    model = unfolded(a, LAM, args.steps)
+    model = unfolded(a, LAM, args.steps, args.cell)
 
     def errors_now() -> np.ndarray:
         return nmse(codes, model.predict(y, batch_size=500, verbose=0))
@@ -223,7 +220,8 @@ def train(args: argparse.Namespace) -> None:
         backup.archive.unlink(missing_ok=True)
     fresh = FreshCodes(a, args.seed, epoch=backup.initial_epoch)
     model.fit(fresh, epochs=args.epochs, shuffle=False, verbose=verbosity(), callbacks=[backup])
-    errors["LISTA"] = errors_now()
+    name = CELLS[args.cell][0]
+    errors[name] = errors_now()
     print(errors.round(2).to_string())
     replace(args.out / "errors.csv", lambda path: errors.round(4).to_csv(path))
     replace(args.out / "errors.png", lambda path: draw(errors, path))
@@ -231,7 +229,7 @@ def train(args: argparse.Namespace) -> None:
     replace(args.out / "weights.png", lambda path: draw_weights(model.get_layer("iteration"), path))
     backup.archive.unlink()
     last = errors.iloc[-1]
-    print(f"error of LISTA {last.LISTA:.2f} dB, of FISTA {last.FISTA:.2f} dB; results in {args.out}")
+    print(f"error of {name} {last[name]:.2f} dB, of FISTA {last.FISTA:.2f} dB; results in {args.out}")
 
 
 if __name__ == "__main__":

@@ -20,23 +20,18 @@ from matplotlib.figure import Figure
 from untied_rnn import UntiedSimpleRNN
 
 
-def recurrent(layer: str, units: int, timesteps: int) -> tuple[keras.Layer, float]:
+def recurrent(layer: str, units: int) -> tuple[keras.Layer, float]:
     """A layer, and the learning rate that it trains with."""
     if layer in ("lstm", "gru"):
         return {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[layer](units), 1e-3
     # Identities and relu hand on what has been read for hundreds of timesteps; tanh would squash it.
-    rnn = UntiedSimpleRNN(
-        units,
-        activation="relu",
-        recurrent_initializer="identity",
-        block_size={"untied": 1, "tied": timesteps}[layer],
-    )
+    rnn = UntiedSimpleRNN(units, activation="relu", recurrent_initializer="identity", sharing=layer)
     return rnn, 1e-4
 
 
 def build(args: argparse.Namespace, timesteps: int, steps: int) -> keras.Model:
     pixels = keras.Input((timesteps, 1))
-    layer, rate = recurrent(args.layer, args.units, timesteps)
+    layer, rate = recurrent(args.layer, args.units)
     # Drops single pixels. The layer's own `dropout`, with one mask for all timesteps, drops whole digits.
     state = layer(keras.layers.Dropout(args.dropout)(pixels))
     model = keras.Model(pixels, keras.layers.Dense(10)(state))

@@ -3,7 +3,8 @@
     python examples/should_you_untie.py --quick         # tied and untied, 5,000 bundled digits, no network
     python examples/should_you_untie.py --data mnist    # everything, all 70,000
 
-One layer of `block_size` timesteps per weight set, from 28 (tied) to 1 (untied), and a Dense head:
+One layer with `sharing=Blocks(block_size)`, from 28 timesteps to a weight set (tied) to 1 (untied), and a
+Dense head:
 
     rows      at the same hidden size and at the same number of parameters, and by the number of digits
     cut       at the same number of parameters, digits that end after a random row, most early: by length
@@ -31,10 +32,11 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from mnist_rows import compiled
 
 from untied_rnn import TimeSmoothness, UntiedSimpleRNN
+from untied_rnn.sharing import Blocks
 
 ROWS = 28
 BLOCK_SIZES = (28, 14, 7, 4, 2, 1)
-FEW = (28, 4, 1)  # tied, between, untied: for all but the dial itself
+FEW = (28, 4, 1)  # tied, between, untied: for all but the first comparison
 ENDS = (28, 1)
 UNITS = 50
 SMOOTHNESS = 1e-4
@@ -69,10 +71,10 @@ def units_for(block_size: int, budget: int) -> int:
     return round((math.sqrt(half**2 + blocks * (budget - 10)) - half) / blocks)
 
 
-def plan(dial: tuple[int, ...], few: tuple[int, ...], digits: int, steps: int, seed: int) -> list[Run]:
+def plan(sizes: tuple[int, ...], few: tuple[int, ...], digits: int, steps: int, seed: int) -> list[Run]:
     full = Run("rows", 1, UNITS, 0.0, digits, steps, seed)
     budget = parameters(full.block_size, full.units)
-    by_size = {k: full._replace(block_size=k) for k in dial}
+    by_size = {k: full._replace(block_size=k) for k in sizes}
     by_parameters = {k: run._replace(units=units_for(k, budget)) for k, run in by_size.items()}
     by_digits = [by_size[k]._replace(digits=n) for n in FEWER_DIGITS if n < digits for k in few]
     cut = [by_parameters[k]._replace(task="cut") for k in few]
@@ -89,7 +91,7 @@ def network(block_size: int, units: int, smoothness: float, masked: bool, steps:
     regularizer = TimeSmoothness(l2=smoothness) if smoothness else None
     layer = UntiedSimpleRNN(
         units,
-        block_size=block_size,
+        sharing=Blocks(block_size),
         kernel_regularizer=regularizer,
         recurrent_regularizer=regularizer,
         bias_regularizer=regularizer,
@@ -171,13 +173,13 @@ def draw(table: pd.DataFrame, path: pathlib.Path) -> None:
     rows = table[table.task == "rows"]
     small, full = rows[rows.units == UNITS], rows[rows.digits == rows.digits.max()]
     figure = Figure(figsize=(10, 8), layout="constrained")
-    (dial, digits), (lengths, noise) = figure.subplots(2, 2)
+    (sizes, digits), (lengths, noise) = figure.subplots(2, 2)
 
-    spread(dial, full[full.units == UNITS], "block_size", f"{UNITS} units")
+    spread(sizes, full[full.units == UNITS], "block_size", f"{UNITS} units")
     same_budget = full[full.units == full.block_size.map(solved)]
-    spread(dial, same_budget, "block_size", f"{budget:,} parameters", "s-")
+    spread(sizes, same_budget, "block_size", f"{budget:,} parameters", "s-")
     spread(noise, table[table.task == "made"], "block_size", f"{budget:,} parameters", "s-")
-    for axes, title in ((dial, "digits"), (noise, "rows of noise, each with a matrix of its own")):
+    for axes, title in ((sizes, "digits"), (noise, "rows of noise, each with a matrix of its own")):
         axes.set_xscale("log")
         axes.invert_xaxis()
         axes.set_xticks(list(solved), list(map(str, solved)))
@@ -194,7 +196,7 @@ def draw(table: pd.DataFrame, path: pathlib.Path) -> None:
         spread(lengths, part, "length", name(k, smoothness))
     lengths.set(title=f"digits that end early, {budget:,} parameters", xlabel="rows", xticks=LENGTHS)
 
-    for axes in (dial, digits, lengths, noise):
+    for axes in (sizes, digits, lengths, noise):
         axes.set_yscale("logit")
         axes.yaxis.set_major_locator(FixedLocator(TICKS))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -233,7 +235,7 @@ def main() -> None:
     tf.get_logger().setLevel("ERROR")  # else it warns that so many models were compiled
     data = load_digits(args.data)
     digits = len(data[0])
-    seeds, dial, few = (1, ENDS, ENDS) if args.quick else (5, BLOCK_SIZES, FEW)
+    seeds, sizes, few = (1, ENDS, ENDS) if args.quick else (5, BLOCK_SIZES, FEW)
     steps = args.epochs * max(1, digits // BATCH_SIZE)
     path = args.out / "results.csv"
     try:
@@ -243,7 +245,7 @@ def main() -> None:
         fail(f"cannot use {path}", error)
 
     # All runs of a seed before the next seed's, so that after an interruption there are whole comparisons.
-    runs = [run for seed in range(args.seeds or seeds) for run in plan(dial, few, digits, steps, seed)]
+    runs = [run for seed in range(args.seeds or seeds) for run in plan(sizes, few, digits, steps, seed)]
     done = set(table[list(Run._fields)].itertuples(index=False, name=None))
     for number, run in enumerate(runs, 1):
         if run in done:
