@@ -7,11 +7,13 @@ from typing import Any
 import griffe
 
 import untied_rnn
+import untied_rnn.sharing
 from untied_rnn import _documentation as documentation
 
 # How sections are written for the parser; those that are not here become text under their title.
 KNOWN = {
     "Args": "Args: Arguments:",
+    "Attributes": "Attributes:",
     "Call arguments": "Other args: Call arguments:",
     "Returns": "Returns:",
     "Raises": "Raises:",
@@ -34,6 +36,9 @@ class Completed(griffe.Extension):
             _with_titles(shown.docstring)
         for name in ("callbacks.IntactBackup", "tuning.UntiedRNNHyperModel"):  # not in `untied_rnn` itself
             _with_titles(pkg[name].docstring)
+        for name in untied_rnn.sharing.__all__:
+            if pkg["sharing"][name].docstring:
+                _with_titles(pkg["sharing"][name].docstring)
 
 
 def _complete(shown: griffe.Class, cls: type) -> None:
