@@ -23,7 +23,7 @@ class _GRUGates(Gates):
 
     def __init__(self, activation: Activation, recurrent_activation: Activation, reset_after: bool):
         self.activation, self.recurrent_activation = activation, recurrent_activation
-        self.reset_after = reset_after
+        self.reset_after, self.biases = reset_after, 2 if reset_after else 1
         # With `reset_after=False` a product stands between the two, and the gradient is plain autodiff.
         self.has_backward = reset_after and is_known(activation, recurrent_activation)
 

@@ -17,6 +17,7 @@ class Gates:
     parts: ClassVar[int]
     only_sum: ClassVar[bool]  # whether `p` and `q` count only as `p + q`
     residuals: ClassVar[int] = 0  # number of tensors, of the shape of a state, that `backward` needs
+    biases: int = 1  # 2 if there is also a `c`
     has_backward: bool
 
     def project_state(self, p: Tensor, h: Tensor, kernel: Tensor, dropout_mask: Tensor | None) -> Tensor:
