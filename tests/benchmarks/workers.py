@@ -114,7 +114,7 @@ class Answers:
         """The largest relative error of what `make` has made."""
         return _error(self.made[problem, name], problem, self.module.contestants(problem)[name][0])
 
-    def peakresident_memory(self, problem: Problem, name: str) -> float:
+    def peak_memory(self, problem: Problem, name: str) -> float:
         """Megabytes that training takes at its peak, beside the library's (Linux only).
 
         To be asked in a new process: memory that another contestant has left behind would not be counted.
