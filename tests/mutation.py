@@ -59,7 +59,7 @@ TESTS = {
     "_weights/weights": ["sharing", "structured_sharing", "saving", "start", "numpy_loop"],
     "optimizers": ["optimizers", "per_timestep"],
     "regularizers": ["regularizers"],
-    "sharing/_base": ["sharing", "structured_sharing"],
+    "sharing/_base": ["sharing_arguments", "sharing", "structured_sharing"],
     "sharing/_basis": ["structured_sharing", "sharing"],
     "sharing/_low_rank": ["structured_sharing", "sharing"],
     "sharing/_sets": ["sharing", "structured_sharing", "dense"],

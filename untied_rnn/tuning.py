@@ -249,7 +249,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         if text in self.sharings:
             return self.sharings[text]
         raise keras_tuner.errors.FatalValueError(
-            "Expected a search that goes on with the `sharing` that it was begun with. "
+            "Expected a search that is resumed with the `sharing` that it was begun with. "
             f"Received: {text}, which is none of {', '.join(self.sharings)}"
         )
 

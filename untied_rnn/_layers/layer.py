@@ -72,7 +72,7 @@ class UntiedLayer(keras.Layer):
             self.sharing = Untied()
         if isinstance(self.sharing, dict) and not self.has_named_weights:
             raise TypeError(
-                "Expected one sharing, and those of some weights in arguments such as `kernel_sharing`. "
+                "Expected one sharing; `kernel_sharing` and the like are for some of the weights. "
                 f"Received: sharing={self.sharing}"
             )
         made_for = {sharing.timesteps for sharing in self._sharings() if sharing.timesteps is not None}
@@ -321,7 +321,7 @@ class UntiedLayer(keras.Layer):
         return moves.refine(self, sharing)
 
     def averaged(self, **sharing: Any) -> Self:
-        """A layer with another sharing, whose weights are as close as they can be to those of this one.
+        """A layer with another sharing, whose weights are as close as they can be to this layer's.
 
         Where timesteps come to share a weight, it is the mean of theirs.
 

@@ -72,9 +72,8 @@ class RecurrentLayer(UntiedLayer):
         go_backwards: Whether to process the sequence from its end, and return outputs in that
             order. The weights of timestep `t` belong to the `t`-th *processed* step.
         stateful: Whether the last state of sample `i` is the initial state of sample `i` in the
-            next batch. In a layer with weights for so many `timesteps` that starts again at the first ones;
-            where there are weights for any number, as with `Periodic`, it goes on with the next. Needs a
-            defined batch size.
+            next batch. With `timesteps`, each batch starts at the first weights; without, as with
+            `Periodic`, it continues with the next. Needs a defined batch size.
         unroll: `True` writes all timesteps out, which for few is faster; compilation grows with `T`.
             `False` loops over them. An integer is the number of timesteps that one iteration of
             the loop runs. `"auto"` takes the fastest form for so many timesteps on this machine that
@@ -94,7 +93,7 @@ class RecurrentLayer(UntiedLayer):
         start: The timestep whose weights the sequences begin with, an integer. In a layer for any number of
             timesteps, as with `Periodic`, also a tensor of integers, `()` or one for each sample, `(batch,)`.
             If samples differ, `period - 1` timesteps more are computed. Without it, sequences begin with the
-            first weights; those of a stateful layer for any number of timesteps, where the last ones ended.
+            first weights; in a stateful layer for any number of timesteps, where the last batch ended.
 
     Output shape:
         `(batch, features)`, or `(batch, timesteps, features)` with `return_sequences`. With `return_state`,

@@ -55,12 +55,14 @@ class LowRank(Sharing):
         self, shape: tuple[int, ...], timesteps: int | None, initializer: Initializer
     ) -> dict[str, Parameter | np.ndarray]:
         rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
-        mean = {"": Parameter(shape, Tied(), initializer)}
+        mean: dict[str, Parameter | np.ndarray] = {"": Parameter(shape, Tied(), initializer)}
         if not self.rank:
-            return {**mean}
+            return mean
         if self.rank >= min(rows, columns):
             return {**mean, "deviation": Parameter(shape, self.sharing, keras.initializers.Zeros())}
         seed = getattr(initializer, "seed", None)
+        if isinstance(seed, int):  # another one, or A would repeat the random numbers of W
+            seed = int(np.random.SeedSequence([seed % 2**64, self.rank]).generate_state(1)[0])
         normal = keras.initializers.HeNormal(seed if isinstance(seed, int) else None)
         return {
             **mean,
