@@ -1,6 +1,7 @@
 """The comparison of tied and untied layers: its parts, and the script as a user runs it."""
 
 import sys
+from concurrent.futures import Future
 
 import keras
 import numpy as np
@@ -15,114 +16,183 @@ pytestmark = pytest.mark.skipif(
 )
 
 import should_you_untie as example  # noqa: E402 (what it needs is looked for first)
+import untying_settings  # noqa: E402
+import untying_tasks  # noqa: E402
+import untying_times  # noqa: E402
 
 digits = test_examples.digits
+TIMES = pd.DataFrame(
+    [(name, n, 0, n / 10, n / 30) for name in untying_settings.SETTINGS for n in untying_times.SIZES],
+    columns=["setting", "units", "parameters", "step_ms", "prediction_ms"],
+)
 
 
-@pytest.mark.parametrize("block_size", [28, 14, 7, 4, 2, 1])
-def test_units_are_those_of_equal_parameter_count(block_size):
-    untied = example.network(1, 50, 0.0, False, 1).count_params()
-    units = example.units_for(block_size, untied)
-    model = example.network(block_size, units, 0.0, False, 1)
-    assert example.parameters(block_size, units) == model.count_params()
-    off = [abs(example.parameters(block_size, units + i) - untied) for i in (-1, 0, 1)]
-    assert min(off) == off[1] < 0.011 * untied  # one unit more or less is 2 % of blocks of 2
+@pytest.mark.parametrize("setting", untying_settings.SETTINGS)
+def test_units_are_those_of_equal_parameter_count(setting):
+    budget = 40_000
+    units = untying_settings.units_for(setting, budget)
+    assert untying_settings.network(setting, units).count_params() == untying_settings.parameters(
+        setting, units
+    )
+    off = [abs(untying_settings.parameters(setting, units + i) - budget) for i in (-1, 0, 1)]
+    assert min(off) == off[1] < 0.03 * budget  # one unit more or less is 6 % of the untied layer
+
+
+def test_settings_have_the_weights_that_their_names_say():
+    kernel, recurrent = 28 * 9, 9 * 9
+    head = 10 * 10
+    expected = {
+        "tied": kernel + recurrent + 9,
+        "biases untied": kernel + recurrent + 28 * 9,
+        "kernel untied": 28 * kernel + recurrent + 9,
+        "recurrent untied": kernel + 28 * recurrent + 9,
+        "blocks of 7": 4 * (kernel + recurrent + 9),
+        "basis of 4": 4 * (kernel + recurrent + 9),
+        "untied": 28 * (kernel + recurrent + 9),
+    }
+    assert {name: untying_settings.parameters(name, 9) - head for name in expected} == expected
+
+
+def test_units_as_fast_lie_between_measured_sizes():
+    times = TIMES.assign(step_ms=TIMES.units**2 / 1000)
+    assert untying_times.units_as_fast(times, "tied", 10.0) == 100
+    assert untying_times.units_as_fast(times, "tied", 4.9) == 70
+
+
+def test_times_are_of_each_model():
+    found = untying_times.measured([("tied", 3), ("low rank 1", 4)], rounds=1)
+    assert list(found.columns) == list(TIMES.columns)
+    assert found[["setting", "units"]].values.tolist() == [["tied", 3], ["low rank 1", 4]]
+    assert (found[["step_ms", "prediction_ms"]] > 0).all(axis=None)
 
 
 def test_plan_has_each_run_once():
-    runs = example.plan(example.BLOCK_SIZES, example.FEW, 60_000, 10, 3)
-    assert (
-        len(set(runs)) == len(runs) == 6 + 5 + 3 * 3 + 4 + 3
-    )  # untied is in both comparisons of block sizes
+    settings = tuple(untying_settings.SETTINGS)
+    units = {name: example.sizes(name, TIMES) for name in settings}
+    runs = example.plan(settings, units, 50_000, 10, 3)
+    assert len(set(runs)) == len(runs) == 2 * 12 * 3 + 5 + 3 * 4 + 2 * 3
     assert {run.seed for run in runs} == {3}
-    assert [run.task for run in runs if run.smoothness] == ["cut"]
+    assert {run.task for run in runs if run.setting == untying_settings.SMOOTH} == {"cut"}
+    assert [run.setting for run in runs if run.steps == 20] == 2 * list(example.ENDS)
 
 
-def test_made_task_is_linear_with_matrices_that_differ():
-    x, y, x_test, y_test = example.made(4000, 300)
-    assert (x.shape, x_test.shape, y.dtype) == ((4000, 28, 28), (300, 28, 28), np.int32)
+def test_noise_is_linear_with_matrices_that_differ():
+    x, y = (np.asarray(part) for part in untying_tasks.noise(2000, (7, 0)))
+    assert (x.shape, y.dtype) == ((2000, 28, 28), np.int32)
     assert x.std() == pytest.approx(0.1, rel=0.01)
     assert len(np.unique(y)) == 10
-    matrices = np.random.default_rng(0).standard_normal((28, 28, 10))
-    sums = sum(x_test[:, t] @ matrices[t] for t in range(28))
-    np.testing.assert_array_equal(sums.argmax(axis=1), y_test)
+    sums = sum(x[:, t] @ untying_tasks.matrices()[t] for t in range(28))
+    assert np.mean(sums.argmax(axis=1) == y) > 0.999  # but for rounding
+    other, _ = untying_tasks.noise(2000, (8, 0))
+    assert np.abs(x - other).max() > 0.1
 
 
 def test_cut_digits_end_after_their_length():
     x = np.zeros((2, 28, 28), "float32")
-    rows = (example.cut(x, np.array([5, 28])) == 0).all(axis=2)
+    rows = (untying_tasks.cut(x, np.array([5, 28])) == 0).all(axis=2)
     assert rows.sum(axis=1).tolist() == [5, 28]
     assert rows[0, :5].all()
-    np.testing.assert_array_equal(example.cut(x, 8), example.cut(x, np.array([8, 8])))
+    np.testing.assert_array_equal(untying_tasks.cut(x, 8), untying_tasks.cut(x, np.array([8, 8])))
 
 
 def test_most_cut_digits_are_short():
-    lengths = example.mostly_short(100_000, np.random.default_rng(0))
+    lengths = untying_tasks.mostly_short(100_000, np.random.default_rng(0))
     assert (lengths.min(), lengths.max()) == (4, 28)
     assert np.mean(lengths == 4) == pytest.approx(0.2, abs=0.01)
     assert np.mean(lengths == 28) == pytest.approx(0.8**24, abs=0.001)
 
 
+def test_held_out_digits_are_not_trained_on(digits):
+    data = untying_tasks.digits(str(digits))
+    images = [{image.tobytes() for image in part[0]} for part in data]
+    assert not images[0] & images[1]
+    assert len(data.held_out[0]) == len(data.train[0]) // 5
+
+
 def test_mask_is_of_padding_not_of_rows_without_ink():
-    masked, plain = (example.network(4, 6, 0.0, is_masked, 1) for is_masked in (True, False))
+    masked, plain = (untying_settings.network("blocks of 7", 6, is_masked) for is_masked in (True, False))
     masked.set_weights(plain.get_weights())
     x = np.random.default_rng(0).random((5, 28, 28)).astype("float32")
     x[:, [0, 3, 27]] = 0
     np.testing.assert_allclose(masked.predict(x, verbose=0), plain.predict(x, verbose=0), atol=1e-5)
     state = plain.layers[1](x[:, :9])  # of sequences that are shorter themselves
     logits = keras.ops.convert_to_numpy(plain.layers[2](state))
-    np.testing.assert_allclose(masked.predict(example.cut(x, 9), verbose=0), logits, atol=1e-5)
+    np.testing.assert_allclose(masked.predict(untying_tasks.cut(x, 9), verbose=0), logits, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def data(digits):
-    return example.load_digits(str(digits))
-
-
-def test_a_result_is_a_function_of_its_run(data):
-    run = example.Run("cut", 28, 7, 0.0, 300, 6, seed=0)
-    first, other, again = (example.accuracies(r, data) for r in (run, run._replace(seed=1), run))
+@pytest.mark.parametrize("task", ["cut", "noise"])
+def test_a_result_is_a_function_of_its_run(digits, task):
+    run = example.Run(task, "tied", 7, 300, 6, seed=0)
+    first, other, again = (example.accuracies(r, str(digits)) for r in (run, run._replace(seed=1), run))
     assert first == again != other
-    assert list(first) == list(example.LENGTHS)
-    weights = example.network(28, 7, 0.0, True, 6).get_weights()
-    example.restart(model := example.network(28, 7, 0.0, True, 6), 0)
+    lengths = untying_tasks.LENGTHS if task == "cut" else (28,)
+    assert [(row["part"], row["length"]) for row in first] == [
+        (part, n) for part in ("held out", "test") for n in lengths
+    ]
+
+
+def test_restart_draws_weights_and_empties_the_optimizer():
+    model = untying_settings.trainable("tied", 7, False, 6)
+    before = [np.array(weight) + 1 for weight in model.get_weights()]
+    model.set_weights(before)
+    model.optimizer.iterations.assign(5)
+    untying_settings.restart(model, 0)
     assert int(model.optimizer.iterations) == 0
-    assert all(np.any(a != b) for a, b in zip(weights, model.get_weights(), strict=True))
+    after = model.get_weights()
+    assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
+    assert not after[2].any()  # biases start at 0
+    assert not after[4].any()
 
 
-def test_the_made_task_is_trained_on(data, monkeypatch):
-    given, batches = [], example.batches
-    monkeypatch.setattr(example, "batches", lambda x, *a, **k: given.append(x) or batches(x, *a, **k))
-    found = example.accuracies(example.Run("made", 1, 4, 1e-6, 300, 1, seed=0), data)
-    assert list(found) == [example.ROWS]
-    assert given[0].shape == (300, 28, 28)
-    assert given[0].std() == pytest.approx(0.1, rel=0.01)
+class InThisProcess:
+    """In place of `ProcessPoolExecutor`."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    __enter__ = lambda self: self  # noqa: E731
+    __exit__ = lambda self, *error: None  # noqa: E731
+
+    def submit(self, function, *args):
+        future = Future()
+        future.set_result(function(*args))
+        return future
 
 
 def test_script_writes_what_it_says_and_goes_on(digits, tmp_path, monkeypatch, capsys):
-    def accuracies(run, data):  # as a function of the run, without training
-        lengths = example.LENGTHS if run.task == "cut" else [example.ROWS]
-        return {n: (n + run.block_size) / 60 for n in lengths}
+    def accuracies(run, source):  # as a function of the run, without training
+        count = untying_settings.parameters(run.setting, run.units)
+        lengths = untying_tasks.LENGTHS if run.task == "cut" else (28,)
+        return [
+            run._asdict()
+            | {"parameters": count, "part": part, "length": n, "accuracy": (n + run.units) / 300}
+            for part in ("held out", "test")
+            for n in lengths
+        ]
 
     def run_script():
-        options = ["--quick", "--seeds", 1, "--epochs", 1, "--data", digits, "--out", tmp_path]
+        options = ["--quick", "--seeds", 2, "--steps", 1, "--data", digits, "--out", tmp_path]
         monkeypatch.setattr(sys, "argv", ["should_you_untie.py", *map(str, options)])
         example.main()
         return capsys.readouterr().out
 
     monkeypatch.setattr(example, "accuracies", accuracies)
-    run_script()
+    monkeypatch.setattr(example, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(example, "measured", lambda models, rounds: TIMES)
+    TIMES.to_csv(tmp_path / "times.csv", index=False)
+    out = run_script()
     written = (tmp_path / "results.csv").read_text()
     table = pd.read_csv(tmp_path / "results.csv")
-    plan = example.plan(example.ENDS, example.ENDS, 640, 5, 0)
-    assert list(dict.fromkeys(table[list(example.Run._fields)].itertuples(index=False, name=None))) == plan
-    assert len(table) == len(plan) + 3 * (len(example.LENGTHS) - 1)  # each length of `cut` has its row
-    np.testing.assert_allclose(table.accuracy, (table.length + table.block_size) / 60, rtol=1e-4)
-    counts = [example.parameters(k, n) for k, n in zip(table.block_size, table.units, strict=True)]
-    assert table.parameters.tolist() == counts
-    assert (tmp_path / "results.png").stat().st_size > 5000
+    units = {name: example.sizes(name, TIMES) for name in example.ENDS}
+    count = len(untying_tasks.digits(str(digits)).train[0])
+    plan = [run for seed in (0, 1) for run in example.plan(example.ENDS, units, count, 1, seed)]
+    assert set(table[list(example.Run._fields)].itertuples(index=False, name=None)) == set(plan)
+    np.testing.assert_allclose(table.accuracy, (table.length + table.units) / 300, rtol=1e-4)
+    assert f"{(28 + 50) / 300:.4f}"[:5] in out
+    for picture in ("fronts.png", "by_data.png"):
+        assert (tmp_path / picture).stat().st_size > 5000
 
     lines = written.splitlines(keepends=True)
-    (tmp_path / "results.csv").write_text("".join(lines[:-1]))  # interrupted before the last run
-    assert run_script().count("seed 0: ") == 1
+    (tmp_path / "results.csv").write_text("".join(lines[:-2]))  # interrupted before the last run
+    assert run_script().count(": 0.") == 1
     assert (tmp_path / "results.csv").read_text() == written

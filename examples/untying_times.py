@@ -1,0 +1,57 @@
+"""How long a training step and a prediction of each setting take, as `fit` and `predict` run by default."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import keras
+import numpy as np
+import pandas as pd
+from digit_batches import BATCH_SIZE
+from untying_settings import CLASSES, FEATURES, ROWS, network, parameters
+
+STEPS = 20  # in a measurement
+COLUMNS = ["setting", "units", "parameters", "step_ms", "prediction_ms"]
+SIZES = (50, 100, 200)  # between which times are interpolated
+
+
+def measured(models: Iterable[tuple[str, int]], rounds: int) -> pd.DataFrame:
+    """Milliseconds a step of each (setting, units): medians over rounds in which all take their turn."""
+    rng = np.random.default_rng(0)
+    x = rng.random((STEPS * BATCH_SIZE, ROWS, FEATURES), "float32")
+    y = rng.integers(CLASSES, size=len(x))
+    contestants = {pair: _contestant(*pair, x, y) for pair in models}
+    times: dict[tuple[str, int], list[tuple[float, ...]]] = {pair: [] for pair in contestants}
+    for _ in range(rounds):
+        for pair, calls in contestants.items():
+            times[pair].append(tuple(_seconds(call) for call in calls))
+    rows = []
+    for (setting, units), found in times.items():
+        step, prediction = 1000 / STEPS * np.median(found, axis=0)
+        count = parameters(setting, units)
+        rows.append((setting, units, count, step, prediction))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _contestant(setting: str, units: int, x: np.ndarray, y: np.ndarray) -> tuple[Callable[[], object], ...]:
+    model = network(setting, units)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3, clipnorm=1.0), loss)
+    calls = (
+        lambda: model.fit(x, y, batch_size=BATCH_SIZE, verbose=0),
+        lambda: model.predict(x, batch_size=BATCH_SIZE, verbose=0),
+    )
+    for call in calls:
+        call()  # what is traced and compiled is not timed
+    return calls
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def units_as_fast(table: pd.DataFrame, setting: str, step_ms: float) -> int:
+    """The hidden size that a step of `setting` takes `step_ms` with."""
+    sizes = table[table.setting == setting].sort_values("units")
+    return round(float(np.exp(np.interp(np.log(step_ms), np.log(sizes.step_ms), np.log(sizes.units)))))
