@@ -1,11 +1,14 @@
 """The cells of `lista.py`: what a step of the unfolded algorithm computes, and what its steps share.
 
-    lista     x' = soft(x W_t + B y, theta_t)                      all of it is each step's own
-    tied      x' = soft(x W + B y, theta_t)                        one W for all steps
-    tilista   x' = soft(x + size_t (y - x A^T) W, theta_t)         one W for all steps
-    alista    the same                                             W is computed beforehand and not trained
+    lista      x' = soft(x W_t + B y, theta_t)                     all of it is each step's own
+    lowrank    the same                                            W_t = W + a deviation of rank 4
+    blocks     the same                                            four steps share a W
+    tied       x' = soft(x W + B y, theta_t)                       one W for all steps
+    cp         x' = soft(x + size_t (y - x A^T) W_t, theta_t)      all but A is each step's own
+    tilista    x' = soft(x + size_t (y - x A^T) W, theta_t)        one W for all steps
+    alista     the same                                            W is computed beforehand and not trained
 
-`B` is one matrix for all steps, outside of the cell; `A` is given. `theta_t` is a vector in the first two
+`B` is one matrix for all steps, outside of the cell; `A` is given. `theta_t` is a vector in the first four
 cells, a number in the others.
 """
 
@@ -14,6 +17,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+
+from untied_rnn.sharing import Blocks, LowRank, SharingArgument
 
 
 @keras.saving.register_keras_serializable(package="lista")
@@ -66,9 +71,12 @@ class ALISTACell(TiLISTACell):
 
 
 # By `--cell`: the name in results, the cell, and which of its weights all steps share.
-CELLS: dict[str, tuple[str, type[SoftThresholdCell], dict[str, str]]] = {
+CELLS: dict[str, tuple[str, type[SoftThresholdCell], dict[str, SharingArgument]]] = {
     "lista": ("LISTA", SoftThresholdCell, {}),
+    "lowrank": ("LISTA of low rank", SoftThresholdCell, {"kernel": LowRank(4)}),
+    "blocks": ("LISTA in blocks", SoftThresholdCell, {"kernel": Blocks(4)}),
     "tied": ("LISTA with one W", SoftThresholdCell, {"kernel": "tied"}),
+    "cp": ("LISTA-CP", TiLISTACell, {"dictionary": "tied"}),
     "tilista": ("TiLISTA", TiLISTACell, {"kernel": "tied", "dictionary": "tied"}),
     "alista": ("ALISTA", ALISTACell, {"kernel": "tied", "dictionary": "tied"}),
 }

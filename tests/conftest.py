@@ -2,6 +2,7 @@
 
 import gc
 import os
+from concurrent.futures import Executor, Future
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -40,3 +41,15 @@ def _few_programs_in_memory(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(5678)
+
+
+class InThisProcess(Executor):
+    """In place of a `ProcessPoolExecutor`."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def submit(self, function, *args):
+        future = Future()
+        future.set_result(function(*args))
+        return future

@@ -5,7 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
+from conftest import BACKEND, InThisProcess
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 import lista  # noqa: E402 (what it needs is looked for first)
+import lista_compare  # noqa: E402
 
 
 @pytest.fixture
@@ -86,20 +87,28 @@ def test_each_cell_against_a_loop(cell, rng):
     model, weights = randomised(cell, a, 3, rng)
     path, x = model.predict(y, verbose=0), np.zeros((4, 9))
     for t, w in enumerate(weights):
-        if cell in ("lista", "tied"):
+        if lista.CELLS[cell][1] is lista.SoftThresholdCell:
             z = x @ w["kernel"] + y @ model.layers[1].get_weights()[0]
         else:
             z = x + w["size"] * (y - x @ w["dictionary"].T) @ w["kernel"]
         x = lista.soft(z, w["threshold"])
         np.testing.assert_allclose(path[:, t], x, atol=1e-5)
     assert not np.array_equal(weights[0]["threshold"], weights[1]["threshold"])
-    assert np.array_equal(weights[0]["kernel"], weights[1]["kernel"]) == (cell != "lista")
+    same = np.array_equal(weights[0]["kernel"], weights[1]["kernel"])
+    assert same == (cell in ("blocks", "tied", "tilista", "alista"))
 
 
 @pytest.mark.parametrize(
     ("cell", "trained", "shapes"),
     [
         ("lista", {"projection", "kernel", "threshold"}, {"kernel": (3, 9, 9), "threshold": (3, 9)}),
+        (
+            "lowrank",
+            {"projection", "kernel", "kernel_a", "kernel_b", "threshold"},
+            {"kernel": (1, 9, 9), "kernel_a": (3, 9, 4), "kernel_b": (3, 4, 9), "threshold": (3, 9)},
+        ),
+        ("blocks", {"projection", "kernel", "threshold"}, {"kernel": (1, 9, 9), "threshold": (3, 9)}),
+        ("cp", {"kernel", "size", "threshold"}, {"kernel": (3, 6, 9), "size": (3,), "threshold": (3,)}),
         ("tied", {"projection", "kernel", "threshold"}, {"kernel": (1, 9, 9), "threshold": (3, 9)}),
         ("tilista", {"kernel", "size", "threshold"}, {"kernel": (1, 6, 9), "size": (3,), "threshold": (3,)}),
         ("alista", {"size", "threshold"}, {"kernel": (1, 6, 9), "size": (3,), "threshold": (3,)}),
@@ -116,7 +125,7 @@ def test_training_changes_what_a_cell_trains_and_nothing_else(cell, trained, sha
     assert len(variables) == len(model.weights)
     before = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
     model.compile(keras.optimizers.SGD(0.1), lista.log_error(0.8))
-    model.fit(codes @ a.T, codes, verbose=0)
+    model.fit(codes @ a.T, codes, epochs=2, verbose=0)
     after = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
     assert {name for name in before if not np.array_equal(before[name], after[name])} == trained
 
@@ -124,7 +133,7 @@ def test_training_changes_what_a_cell_trains_and_nothing_else(cell, trained, sha
 def test_the_other_networks_start_as_algorithms_too():
     a, x = lista.dictionary(20, 40, seed=0), lista.sparse_codes(6, 40, [2])
     y = x @ a.T
-    for cell in ("tied", "tilista"):
+    for cell in ("lowrank", "blocks", "tied", "cp", "tilista"):
         path = lista.unfolded(a, 0.4, 7, cell).predict(y, verbose=0)
         np.testing.assert_allclose(path, lista.ista(a, y, 0.4, 7), atol=1e-5)
 
@@ -243,3 +252,28 @@ def test_wrong_data_is_one_line(main, tmp_path, arrays, message):
     assert message in raised.value.code
     assert "\n" not in raised.value.code
     assert not (tmp_path / "out").exists()
+
+
+def test_the_comparison_takes_each_cells_best_rate_and_goes_on(tmp_path, monkeypatch, capsys):
+    def errors(run):  # the best rate on held-out codes is the worst one on test codes
+        return {"parameters": 7, "held out": -run.rate, "test": run.seed + 1000 * run.rate}
+
+    def run_script():
+        options = ["--seeds", 3, "--epochs", 2, "--out", tmp_path]
+        monkeypatch.setattr(sys, "argv", ["lista_compare.py", *map(str, options)])
+        lista_compare.main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(lista_compare, "errors", errors)
+    monkeypatch.setattr(lista_compare, "ProcessPoolExecutor", InThisProcess)
+    assert run_script().count(" dB\n") == 7 * (3 + 2)
+    results = pd.read_csv(tmp_path / "compare.csv")
+    assert set(results[results.seed > 0].rate) == {max(lista_compare.RATES)}
+    table = lista_compare.summary(results)
+    assert set(table["error (dB)"]) == {1 + 1000 * max(lista_compare.RATES)}
+    assert table["standard error"].to_numpy() == pytest.approx(3**-0.5)
+
+    written = (tmp_path / "compare.csv").read_text()
+    (tmp_path / "compare.csv").write_text("".join(written.splitlines(keepends=True)[:-1]))
+    assert run_script().count(" dB\n") == 1
+    assert (tmp_path / "compare.csv").read_text() == written

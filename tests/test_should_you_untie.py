@@ -1,13 +1,12 @@
 """The comparison of tied and untied layers: its parts, and the script as a user runs it."""
 
 import sys
-from concurrent.futures import Future
 
 import keras
 import numpy as np
 import pytest
 import test_examples
-from conftest import BACKEND
+from conftest import BACKEND, InThisProcess
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
 pd = pytest.importorskip("pandas", reason="pandas is in the extra `untied-rnn[examples]`")
@@ -142,21 +141,6 @@ def test_restart_draws_weights_and_empties_the_optimizer():
     assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
     assert not after[2].any()  # biases start at 0
     assert not after[4].any()
-
-
-class InThisProcess:
-    """In place of `ProcessPoolExecutor`."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    __enter__ = lambda self: self  # noqa: E731
-    __exit__ = lambda self, *error: None  # noqa: E731
-
-    def submit(self, function, *args):
-        future = Future()
-        future.set_result(function(*args))
-        return future
 
 
 def test_script_writes_what_it_says_and_goes_on(digits, tmp_path, monkeypatch, capsys):

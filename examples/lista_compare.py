@@ -1,0 +1,119 @@
+"""Compares what the steps of LISTA should share: the cells of `lista_cells.py` at the same training budget.
+
+    python examples/lista_compare.py --quick     # two cells, one seed, minutes
+    python examples/lista_compare.py             # all cells, two budgets, 5 seeds
+
+Each seed has its own dictionary of 62 measurements of 125 coefficients. The first seed tries three learning
+rates for each cell and budget, and held-out codes choose one. Writes compare.csv after each run to `--out`,
+and prints the table. The same command goes on after an interruption.
+"""
+
+import argparse
+import functools
+import math
+import multiprocessing
+import os
+import pathlib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import NamedTuple
+
+import keras
+import pandas as pd
+from command_line import end_on_interrupt, fail, positive, replace
+from lista import LAM, FreshCodes, dictionary, log_error, nmse, sparse_codes, unfolded
+from lista_cells import CELLS
+
+UNITS, STEPS = 125, 16
+RATES = (5e-4, 1e-3, 2e-3)
+CODES = 1000  # that are held out, and to test on
+
+
+class Run(NamedTuple):
+    """What a result is a function of. The seed draws the dictionary, the codes and the batches."""
+
+    cell: str
+    epochs: int
+    rate: float
+    seed: int
+
+
+def errors(run: Run) -> dict[str, float]:
+    """Trains; returns the error after the last step in decibels."""
+    a = dictionary(UNITS // 2, UNITS, run.seed)
+    keras.utils.set_random_seed(run.seed)
+    model = unfolded(a, LAM, STEPS, run.cell)
+    fresh = FreshCodes(a, run.seed)
+    schedule = keras.optimizers.schedules.CosineDecay(run.rate, run.epochs * len(fresh))
+    model.compile(keras.optimizers.Adam(schedule), log_error(0.8), jit_compile=True)
+    model.fit(fresh, epochs=run.epochs, shuffle=False, verbose=0)
+    found = {"parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights)}
+    for part, stream in (("held out", 3), ("test", 2)):
+        codes = sparse_codes(CODES, UNITS, [run.seed, stream])
+        found[part] = nmse(codes, model.predict(codes @ a.T, batch_size=CODES, verbose=0))[-1]
+    return found
+
+
+def best_rate(results: pd.DataFrame, cell: str, epochs: int) -> float:
+    """The learning rate with which the first seed has the lowest error on codes that are held out."""
+    tried = results[(results.cell == cell) & (results.epochs == epochs) & (results.seed == 0)]
+    return tried.loc[tried["held out"].idxmin(), "rate"]
+
+
+def summary(results: pd.DataFrame) -> pd.DataFrame:
+    """Errors on test codes of each cell with its learning rate: means over seeds and standard errors."""
+    rows = []
+    for (cell, epochs), part in results.groupby(["cell", "epochs"]):
+        rate = best_rate(results, cell, epochs)
+        test = part[part.rate == rate].test
+        count = part.parameters.iloc[0]
+        rows.append((CELLS[cell][0], count, 1000 * epochs, rate, test.mean(), test.sem(), len(test)))
+    columns = ["cell", "trained parameters", "batches", "rate", "error (dB)", "standard error", "seeds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=positive, help="how many, from 0 (default 5, with --quick 1)")
+    parser.add_argument("--epochs", type=positive, nargs="+", help="of 1,000 batches (default 2 8, quick 1)")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: cores)")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/lista_compare"))
+    parser.add_argument("--quick", action="store_true", help="lista and tied only, one rate: a look at it")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    cells = ("lista", "tied") if args.quick else tuple(CELLS)
+    rates = RATES[1:2] if args.quick else RATES
+    budgets = args.epochs or ([1] if args.quick else [2, 8])
+    seeds = range(args.seeds or (1 if args.quick else 5))
+    path = args.out / "compare.csv"
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        results = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*Run._fields])
+        done = set(results[list(Run._fields)].itertuples(index=False, name=None))
+    except (OSError, ValueError, KeyError) as error:
+        fail(f"cannot use {path}", error)
+
+    def finish(runs: list[Run]) -> None:
+        nonlocal results
+        todo = {pool.submit(errors, run): run for run in runs if run not in done}
+        for future in as_completed(todo):
+            run, found = todo[future], future.result()
+            rows = [*results.to_dict("records"), run._asdict() | found]
+            results = pd.DataFrame(rows).sort_values(list(Run._fields))
+            replace(path, functools.partial(results.to_csv, index=False, float_format="%.6g"))
+            print(f"{CELLS[run.cell][0]}, {run}: {found['test']:.2f} dB", flush=True)
+
+    spawn = multiprocessing.get_context("spawn")  # a fork of the backends' threads hangs
+    with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
+        finish([Run(cell, n, rate, 0) for n in budgets for cell in cells for rate in rates])
+        chosen = {(cell, n): best_rate(results, cell, n) for cell in cells for n in budgets}
+        finish([Run(cell, n, rate, seed) for seed in seeds[1:] for (cell, n), rate in chosen.items()])
+    print(summary(results).round({"error (dB)": 2, "standard error": 2}).to_string(index=False))
+    print(f"results in {path}")
+
+
+if __name__ == "__main__":
+    end_on_interrupt("interrupted: go on with the same command")
+    main()
