@@ -25,7 +25,7 @@ def verbosity() -> int:
 
 
 def start(train: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Has a file that cannot be read or written end in one line."""
+    """Ends with an error of one line if a file cannot be read or written."""
     try:
         train(args)
     except OSError as error:
@@ -33,7 +33,7 @@ def start(train: Callable[[argparse.Namespace], None], args: argparse.Namespace)
 
 
 def end_on_interrupt(message: str) -> None:
-    """Has Ctrl-C end the process with `message`, at once, which no file that `replace` writes minds.
+    """Makes Ctrl-C end the process at once with `message`. Files written by `replace` stay whole.
 
     A `KeyboardInterrupt` is lost if it is raised within a destructor, and TensorFlow has thousands of them.
     """
@@ -47,7 +47,7 @@ def end_on_interrupt(message: str) -> None:
 
 
 def replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-    """Has `write` write a file that takes the place of `path` when it is whole.
+    """Replaces `path` by what `write` writes, once it is whole.
 
     So whatever happens at whatever moment, `path` is either the old file or the new one.
     """

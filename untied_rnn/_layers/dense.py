@@ -8,7 +8,7 @@ from keras import ops
 
 from untied_rnn._arguments import KerasObject, LayerArguments
 from untied_rnn._layers.layer import UntiedLayer
-from untied_rnn._loops.phase import laid_out, taken_back
+from untied_rnn._loops.phase import first_timestep, laid_out, taken_back
 from untied_rnn._types import Activation, Shape, Tensor
 from untied_rnn._weights.weights import affine
 from untied_rnn.sharing import SharingArgument
@@ -128,8 +128,7 @@ class UntiedDense(UntiedLayer):
         weights = self.timestep_weights
         values = weights.values(ops.shape(inputs)[1], start)
         x = ops.transpose(inputs, (1, 0, 2))
-        first = start if start is None or isinstance(start, int) else 0  # the values begin there
-        outputs = affine(x, weights["kernel"], weights.get("bias"), values, first)
+        outputs = affine(x, weights["kernel"], weights.get("bias"), values, first_timestep(start))
         return self.activation(ops.transpose(outputs, (1, 0, 2)))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -9,7 +9,7 @@ from keras import ops
 from untied_rnn._layers.layer import UntiedLayer
 from untied_rnn._layers.shapes import checked_mask, compatible, first, plain, shapes
 from untied_rnn._loops.compilation import Program, WrittenOut, fastest_form
-from untied_rnn._loops.phase import laid_out, presence, taken_back
+from untied_rnn._loops.phase import first_timestep, laid_out, presence, taken_back
 from untied_rnn._loops.recurrence import hold, in_rank_of
 from untied_rnn._loops.scan import Made, Stack
 from untied_rnn._types import Nested, Shape, Tensor
@@ -292,7 +292,7 @@ class RecurrentLayer(UntiedLayer):
                 self.go_backwards,
                 self.zero_output_for_mask,
                 unroll,
-                start if start is None or isinstance(start, int) else 0,  # the values begin there
+                first_timestep(start),
                 length if unroll is True else None,
             ),
         )

@@ -14,6 +14,11 @@ from keras import ops
 from untied_rnn._types import Tensor
 
 
+def first_timestep(start: Any) -> int | None:
+    """Where a loop begins to read the values of weights. Those made for a tensor `start` begin at 0."""
+    return start if start is None or isinstance(start, int) else 0
+
+
 def laid_out(sequences: Tensor, offsets: Tensor, cycle: int) -> Tensor:
     """Moves each sample by its offset, with zeros around.
 
