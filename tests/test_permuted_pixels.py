@@ -73,14 +73,22 @@ def test_digits_are_shifted_by_up_to_so_many_pixels(monkeypatch):
 
 @pytest.mark.parametrize(
     ("layer", "parameters"),
-    [("untied", 9 * (4 + 16 + 4)), ("tied", 4 + 16 + 4), ("lstm", 4 * 24), ("gru", 3 * 28)],
+    [
+        ("untied", 9 * (4 + 16 + 4)),
+        ("tied", 4 + 16 + 4),
+        ("kernel", 9 * (4 + 4) + 16),
+        ("blocks", 9 * (4 + 4) + 16),
+        ("lowrank", 9 * (4 + 4) + 16 + 9 * (4 + 4)),
+        ("lstm", 4 * 24),
+        ("gru", 3 * 28),
+    ],
 )
 def test_layers(layer, parameters):
     args = argparse.Namespace(layer=layer, units=4, dropout=0.0)
     model = example.build(args, timesteps=9, steps=10)
     assert model.count_params() == parameters + 50
     assert model.layers[2].units == 4
-    if parameters != 9 * 24 and layer != "tied":
+    if layer not in example.SHARINGS:
         return
     # Identities: before training, a positive state is carried on as it is.
     for matrix in keras.ops.convert_to_numpy(model.layers[2].recurrent_kernel):
@@ -103,6 +111,15 @@ def test_writes_what_it_says(main, digits, tmp_path, monkeypatch, capsys):
     assert keras.saving.load_model(tmp_path / "model.keras").layers[2].timesteps == 4 * 2
     for picture in ("learning_curve.png", "weights.png"):
         assert (tmp_path / picture).stat().st_size > 5000
+
+
+def test_held_out_digits_are_of_the_training_digits(main, digits, tmp_path, monkeypatch, capsys):
+    x_train, y_train, *_ = example.load_digits(str(digits))
+    small = x_train[:, ::4, ::4], y_train, None, None
+    monkeypatch.setattr(example, "load_digits", {str(digits): small}.get)
+    main("--held-out", "--units", 3, "--epochs", 1, "--batch-size", 256, "--data", digits, "--out", tmp_path)
+    assert "held-out accuracy" in (printed := capsys.readouterr().out)
+    assert f"({len(x_train) // 6} digits)" in printed
 
 
 def test_quick_is_short_whatever_else_is_said(monkeypatch):
