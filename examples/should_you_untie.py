@@ -5,7 +5,8 @@
 
 One layer and a Dense head, with the settings of `untying_settings.py` on the tasks of `untying_tasks.py`:
 
-    rows, noise    all settings: at the same hidden size, number of parameters and time of a training step
+    rows, noise    all settings: at the same hidden size, number of parameters and time of a training step;
+                   the first seed tries three learning rates for each, and held-out sequences choose one
                    three of them with twice as many steps, to see how far training has converged
     rows           a few settings by the number of digits
     cut            a few settings at the same number of parameters, by the length of the sequences
@@ -37,6 +38,8 @@ AS_FAST_AS = ("untied", 100)  # the setting and hidden size that give the time o
 FEW = ("tied", "blocks of 7", "low rank 4", "untied")  # for all but the first comparisons
 ENDS = ("tied", "low rank 4", "untied")
 FEWER_DIGITS = (500, 2000, 8000)
+RATES = (1e-3, 2e-3, 4e-3)
+Sizes = dict[str, dict[str, int]]  # hidden sizes by setting and comparison
 
 
 class Run(NamedTuple):
@@ -46,6 +49,7 @@ class Run(NamedTuple):
     setting: str
     units: int
     digits: int
+    rate: float
     steps: int
     seed: int
 
@@ -64,13 +68,39 @@ def sizes(setting: str, times: pd.DataFrame) -> dict[str, int]:
     }
 
 
+def tuning(settings: tuple[str, ...], units: Sizes, count: int, steps: int) -> list[Run]:
+    """What the first seed tries to choose learning rates."""
+    return [
+        Run(task, name, n, count, rate, steps, seed=0)
+        for task in ("rows", "noise")
+        for name in settings
+        for n in dict.fromkeys(units[name].values())
+        for rate in RATES
+    ]
+
+
+def chosen_rates(results: pd.DataFrame, steps: int) -> dict[tuple[str, str, int], float]:
+    """By task, setting and units: the learning rate with the best accuracy on held-out sequences."""
+    tried = results[(results.part == "held out") & (results.seed == 0) & (results.steps == steps)]
+    tried = tried[(tried.task != "cut") & (tried.digits == tried.digits.max())]
+    best = tried.loc[tried.groupby(["task", "setting", "units"]).accuracy.idxmax()]
+    return {(run.task, run.setting, run.units): run.rate for run in best.itertuples()}
+
+
 def plan(
-    settings: tuple[str, ...], units: dict[str, dict[str, int]], count: int, steps: int, seed: int
+    settings: tuple[str, ...],
+    units: Sizes,
+    rates: dict[tuple[str, str, int], float],
+    count: int,
+    steps: int,
+    seed: int,
 ) -> list[Run]:
     def runs(task: str, names: tuple[str, ...], comparison: str, **changes: Any) -> Iterator[Run]:
         for name in names:
-            run = Run(task, name, units.get(name, units["untied"])[comparison], count, steps, seed)
-            yield run._replace(**changes)
+            like = name if name in settings else "untied"
+            n = units[like][comparison]
+            rate = rates["noise" if task == "noise" else "rows", like, n]
+            yield Run(task, name, n, count, rate, steps, seed)._replace(**changes)
 
     few = tuple(name for name in FEW if name in settings)
     planned = [
@@ -89,7 +119,7 @@ def plan(
 
 def accuracies(run: Run, source: str) -> list[dict[str, Any]]:
     """Trains; returns the accuracy on held-out and on test sequences, by their length."""
-    model = trainable(run.setting, run.units, run.task == "cut", run.steps)
+    model = trainable(run.setting, run.units, run.task == "cut", run.rate, run.steps)
     restart(model, run.seed)
     stream = training(run.task, source, run.digits, run.seed)
     model.fit(stream, steps_per_epoch=run.steps, shuffle=False, verbose=0)
@@ -151,22 +181,26 @@ def main() -> None:
 
     units = {name: sizes(name, times) for name in settings}
     count = len(digits(args.data).train[0])
-    # All runs of a seed before the next seed's, so that after an interruption there are whole comparisons.
     seeds = range(args.seeds or (1 if args.quick else 5))
-    planned = [run for seed in seeds for run in plan(settings, units, count, steps, seed)]
-    done = set(results[list(Run._fields)].itertuples(index=False, name=None))
-    todo = [run for run in planned if run not in done]
-    spawn = multiprocessing.get_context("spawn")  # a fork of TensorFlow's threads hangs
-    with ProcessPoolExecutor(args.workers, mp_context=spawn, initializer=one_thread) as pool:
-        runs = {pool.submit(accuracies, run, args.data): run for run in todo}
-        for number, future in enumerate(as_completed(runs), len(planned) - len(todo) + 1):
-            run, rows = runs[future], future.result()
+
+    def finish(runs: list[Run]) -> None:
+        nonlocal results
+        done = set(results[list(Run._fields)].itertuples(index=False, name=None))
+        todo = {pool.submit(accuracies, run, args.data): run for run in runs if run not in done}
+        for number, future in enumerate(as_completed(todo), 1):
+            run, rows = todo[future], future.result()
             results = pd.DataFrame([*results.to_dict("records"), *rows]).sort_values(ORDER)
             replace(path, functools.partial(results.to_csv, index=False, float_format="%.5g"))
             whole = next(r["accuracy"] for r in rows if (r["part"], r["length"]) == ("test", ROWS))
-            layer = f"{run.setting}, {run.units} units, {run.digits:,} digits, {run.steps} steps"
-            print(f"{number}/{len(planned)} {run.task}: {layer}, seed {run.seed}: {whole:.4f}", flush=True)
-    comparisons = comparison_table(results, times, units, steps)
+            print(f"{number}/{len(todo)} {run}: {whole:.4f}", flush=True)
+
+    spawn = multiprocessing.get_context("spawn")  # a fork of TensorFlow's threads hangs
+    with ProcessPoolExecutor(args.workers, mp_context=spawn, initializer=one_thread) as pool:
+        finish(tuning(settings, units, count, steps))
+        rates = chosen_rates(results, steps)
+        # All runs of a seed come before the next seed, so that an interruption leaves whole comparisons.
+        finish([run for seed in seeds for run in plan(settings, units, rates, count, steps, seed)])
+    comparisons = comparison_table(results, times, units, rates, steps)
     print(comparisons.to_string(index=False))
     replace(args.out / "fronts.png", lambda file: draw_fronts(comparisons, file))
     replace(args.out / "by_data.png", lambda file: draw_by_data(results, UNITS, file))

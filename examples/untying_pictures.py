@@ -25,12 +25,18 @@ MARKERS = {"size": "o", "parameters": "s", "time": "^"}
 
 
 def comparison_table(
-    results: pd.DataFrame, times: pd.DataFrame, units: dict[str, dict[str, int]], steps: int
+    results: pd.DataFrame,
+    times: pd.DataFrame,
+    units: dict[str, dict[str, int]],
+    rates: dict[tuple[str, str, int], float],
+    steps: int,
 ) -> pd.DataFrame:
     """Mean accuracies over seeds and their standard errors: for each task and comparison, all settings."""
     whole = results[(results.length == ROWS) & (results.steps == steps)]
     whole = whole[whole.digits == results.digits.max()]
-    keys = ["task", "setting", "units", "parameters"]
+    chosen = [rates.get(key) for key in zip(whole.task, whole.setting, whole.units, strict=True)]
+    whole = whole[whole.rate == chosen]
+    keys = ["task", "setting", "units", "parameters", "rate"]
     found = whole.pivot_table(index=[*keys, "seed"], columns="part", values="accuracy").groupby(keys)
     means, errors = found.mean(), found.sem()
     table = means.assign(standard_error=errors["test"]).reset_index()

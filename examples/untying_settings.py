@@ -12,7 +12,6 @@ from untied_rnn.sharing import Basis, Blocks, LowRank
 
 ROWS, FEATURES, CLASSES = 28, 28, 10
 PADDING = -1.0  # not 0: that is a real row without ink
-LEARNING_RATE = 4e-3
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "tied": {"sharing": "tied"},
@@ -63,9 +62,9 @@ def network(setting: str, units: int, masked: bool = False) -> keras.Model:
 
 
 @functools.cache
-def trainable(setting: str, units: int, masked: bool, steps: int) -> keras.Model:
+def trainable(setting: str, units: int, masked: bool, rate: float, steps: int) -> keras.Model:
     """It is compiled once, for all seeds."""
-    schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
+    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
     # `clipnorm` shortens the gradients of all timesteps together; the measured accuracies are of that.
     optimizer = keras.optimizers.Adam(schedule, clipnorm=1.0)
     model = compiled(network(setting, units, masked), optimizer, steps)

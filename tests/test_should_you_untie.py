@@ -65,14 +65,38 @@ def test_times_are_of_each_model():
     assert (found[["step_ms", "prediction_ms"]] > 0).all(axis=None)
 
 
+def test_rates_are_those_of_the_best_held_out_accuracy():
+    runs = example.tuning(("tied",), {"tied": {"size": 50, "time": 50}}, 300, 10)
+    assert len(runs) == 2 * len(example.RATES)
+    accuracies = [0.5, 0.7, 0.6, 0.3, 0.1, 0.2]
+    found = [
+        run._asdict() | {"part": part, "accuracy": accuracy if part == "held out" else -accuracy}
+        for run, accuracy in zip(runs, accuracies, strict=True)
+        for part in ("held out", "test")
+    ]
+    found.append(found[4] | {"steps": 20, "accuracy": 0.9})  # of other training
+    chosen = example.chosen_rates(pd.DataFrame(found), 10)
+    assert chosen == {("rows", "tied", 50): example.RATES[1], ("noise", "tied", 50): example.RATES[0]}
+
+
+def rates_of(settings, units, rate=2e-3):
+    tasks = ("rows", "noise")
+    return {(task, name, n): rate for task in tasks for name in settings for n in units[name].values()}
+
+
 def test_plan_has_each_run_once():
     settings = tuple(untying_settings.SETTINGS)
     units = {name: example.sizes(name, TIMES) for name in settings}
-    runs = example.plan(settings, units, 50_000, 10, 3)
+    rates = rates_of(settings, units)
+    rates["noise", "untied", 50] = 1e-3
+    runs = example.plan(settings, units, rates, 50_000, 10, 3)
     assert len(set(runs)) == len(runs) == 2 * 12 * 3 + 5 + 3 * 4 + 2 * 3
     assert {run.seed for run in runs} == {3}
     assert {run.task for run in runs if run.setting == untying_settings.SMOOTH} == {"cut"}
     assert [run.setting for run in runs if run.steps == 20] == 2 * list(example.ENDS)
+    assert {(run.task, run.setting, run.units) for run in runs if run.rate == 1e-3} == {
+        ("noise", "untied", 50)
+    }
 
 
 def test_noise_is_linear_with_matrices_that_differ():
@@ -121,7 +145,7 @@ def test_mask_is_of_padding_not_of_rows_without_ink():
 
 @pytest.mark.parametrize("task", ["cut", "noise"])
 def test_a_result_is_a_function_of_its_run(digits, task):
-    run = example.Run(task, "tied", 7, 300, 6, seed=0)
+    run = example.Run(task, "tied", 7, 300, 1e-3, 6, seed=0)
     first, other, again = (example.accuracies(r, str(digits)) for r in (run, run._replace(seed=1), run))
     assert first == again != other
     lengths = untying_tasks.LENGTHS if task == "cut" else (28,)
@@ -131,7 +155,7 @@ def test_a_result_is_a_function_of_its_run(digits, task):
 
 
 def test_restart_draws_weights_and_empties_the_optimizer():
-    model = untying_settings.trainable("tied", 7, False, 6)
+    model = untying_settings.trainable("tied", 7, False, 1e-3, 6)
     before = [np.array(weight) + 1 for weight in model.get_weights()]
     model.set_weights(before)
     model.optimizer.iterations.assign(5)
@@ -169,7 +193,9 @@ def test_script_writes_what_it_says_and_goes_on(digits, tmp_path, monkeypatch, c
     table = pd.read_csv(tmp_path / "results.csv")
     units = {name: example.sizes(name, TIMES) for name in example.ENDS}
     count = len(untying_tasks.digits(str(digits)).train[0])
-    plan = [run for seed in (0, 1) for run in example.plan(example.ENDS, units, count, 1, seed)]
+    plan = example.tuning(example.ENDS, units, count, 1)
+    rates = rates_of(example.ENDS, units, example.RATES[0])  # the first one of equals
+    plan += [run for seed in (0, 1) for run in example.plan(example.ENDS, units, rates, count, 1, seed)]
     assert set(table[list(example.Run._fields)].itertuples(index=False, name=None)) == set(plan)
     np.testing.assert_allclose(table.accuracy, (table.length + table.units) / 300, rtol=1e-4)
     assert f"{(28 + 50) / 300:.4f}"[:5] in out
