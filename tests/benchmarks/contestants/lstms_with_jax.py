@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from lstms import here
-from problems import WEIGHTS, Problem
+from problems import Problem
 
 from contestants.with_jax import Contestant, Untied
 
 
 class Written(Contestant):
-    """One in a module of `lstms`. Subclasses define `leaves(w, u, b)`: the parameters, in the order of JAX."""
+    """One of a module in `lstms`. Subclasses define `leaves(w, u, b)`: the parameters, in JAX's order."""
 
     module = ""
 
@@ -86,8 +86,8 @@ class Haliax(Written):
     module = "haliax_stacked"
 
     def leaves(self, w: jax.Array, u: jax.Array, b: jax.Array) -> list[jax.Array]:
-        w, b, u = (array.reshape(*array.shape[:-1], 4, -1) for array in (w, b, u))
-        return [w, b, u]
+        w, b, u = (array.reshape(len(array), 4, self.problem.units, -1) for array in (w.mT, b, u.mT))
+        return [w, b[..., 0], u]
 
 
 class Here(Untied):

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 from lstms import torch_cells
-from problems import WEIGHTS, Problem
+from problems import Problem
 
 from contestants.with_torch import Parameters
 

@@ -1,4 +1,4 @@
-"""equinox: `filter_vmap` makes a cell whose arrays have an axis of timesteps, `jax.lax.scan` runs along it."""
+"""equinox: `filter_vmap` makes a cell whose arrays have an axis of timesteps; `jax.lax.scan` runs it."""
 
 import equinox as eqx
 import jax

@@ -1,6 +1,7 @@
-"""flax nnx: `nnx.vmap` makes a cell whose parameters have an axis of timesteps, `nnx.scan` runs along it."""
+"""flax nnx: `nnx.vmap` makes a cell whose parameters have an axis of timesteps; `nnx.scan` runs it."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -18,8 +19,8 @@ class UntiedLSTM(nnx.Module):
         def run(carry, cell, x_t):
             return cell(carry, x_t)[0]
 
-        start = self.cells.initialize_carry(x[:, 0].shape)
-        return run(start, self.cells, x)[1]
+        zeros = jnp.zeros((len(x), self.cells.hidden_features))
+        return run((zeros, zeros), self.cells, x)[1]
 
 
 def build(timesteps: int, inputs: int, units: int, key: jax.Array):

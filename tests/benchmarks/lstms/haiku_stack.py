@@ -1,4 +1,4 @@
-"""haiku: `layer_stack` runs a function with separate parameters for each call, and a slice of `x` for each."""
+"""haiku: each call of `step` by `layer_stack` has its own parameters and its own slice of `x`."""
 
 import haiku as hk
 import jax
