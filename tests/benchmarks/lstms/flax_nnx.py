@@ -26,4 +26,4 @@ class UntiedLSTM(nnx.Module):
 def build(timesteps: int, inputs: int, units: int, key: jax.Array):
     model = UntiedLSTM(timesteps, inputs, units, nnx.Rngs(key))
     definition, parameters = nnx.split(model)
-    return parameters, lambda parameters, x: nnx.merge(definition, parameters)(x)
+    return parameters, lambda parameters, x: nnx.merge(definition, parameters, copy=True)(x)
