@@ -239,6 +239,6 @@ def test_each_library_computes_the_untied_lstm_of_numpy(name, benchmark):
 def test_lines_of_code_are_neither_blank_nor_comments_nor_docstrings(benchmark, tmp_path):
     path = tmp_path / "code.py"
     path.write_text(
-        '"""One\nand two."""\n\n# Three.\nx = 1  # four\n\ndef f():\n    """Five."""\n    return (\n        x)\n'
+        '"""One\nand two."""\n# Three.\nx = 1  # four\ndef f():\n    """Five."""\n    return (\n        x)'
     )
     assert benchmark("libraries").lines(path) == 4
