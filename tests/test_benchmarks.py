@@ -7,7 +7,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from conftest import DTYPE, EXACT
+from conftest import BACKEND, DTYPE, EXACT
 
 pytest.importorskip("matplotlib", reason="the benchmarks draw with it")
 
@@ -200,3 +200,47 @@ def test_the_list_of_cells_is_the_loop_of_keras_if_all_weights_are_the_same(cell
     cells.set_weights(tied.get_weights() * problem.timesteps)
     expected, outputs = (keras.ops.convert_to_numpy(layer(a)) for layer, a in ((tied, sequences), (cells, x)))
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+# What a contestant of `libraries.py` needs beside the backend.
+LSTMS = {
+    "jax": {
+        "flax linen": "flax",
+        "flax nnx": "flax",
+        "haiku": "haiku",
+        "equinox": "equinox",
+        "haliax": "haliax",
+        "this layer, JAX": "jax",
+        "this layer, unroll=False, JAX": "jax",
+    },
+    "tensorflow": {
+        f"{name}, TensorFlow{xla}": "tensorflow"
+        for name in ("list of Keras cells", "this layer")
+        for xla in (" XLA", "")
+    },
+    "torch": {"list of torch cells": "torch", "list of torch cells, torch.compile": "torch"},
+}[BACKEND]
+
+
+# What haliax calls in JAX.
+@pytest.mark.filterwarnings("ignore:jax.core.is_constant_dim is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.release] if "compile" in name else []) for name in LSTMS],
+)
+def test_each_library_computes_the_untied_lstm_of_numpy(name, benchmark):
+    pytest.importorskip(LSTMS[name])
+    problems, workers = benchmark("problems"), benchmark("workers")
+    answers = workers.Answers(f"contestants.lstms_with_{BACKEND}")
+    problem = replace(problems.TINY, cell="lstm")
+    assert list(answers.enter(problem)) == list(LSTMS)
+    assert answers.tiny_error(problem, name) < 1e-5
+    assert name.split(",")[0] in benchmark("libraries").FILES
+
+
+def test_lines_of_code_are_neither_blank_nor_comments_nor_docstrings(benchmark, tmp_path):
+    path = tmp_path / "code.py"
+    path.write_text(
+        '"""One\nand two."""\n# Three.\nx = 1\n\ndef f():\n    """Four."""\n    return (\n        x)'
+    )
+    assert benchmark("libraries").lines(path) == 4

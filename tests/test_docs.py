@@ -46,3 +46,9 @@ def test_links_outside_of_the_site_lead_somewhere(page):
         target = ROOT / (path or page)
         assert target.exists(), path
         assert not anchor or anchor in anchors(target.read_text()), f"{path}#{anchor}"
+
+
+def test_page_of_libraries_shows_every_file_once():
+    shown = re.findall(r'^--8<-- "(\S+)"$', (ROOT / "docs/libraries.md").read_text(), flags=re.MULTILINE)
+    files = (ROOT / "tests/benchmarks/lstms").glob("[!_]*.py")
+    assert sorted(shown) == sorted(str(path.relative_to(ROOT)) for path in files)

@@ -50,14 +50,17 @@ class Entry:
 class Race:
     """All contestants on one problem."""
 
+    libraries = tuple(LIBRARIES)
+    worker = Worker
+
     def __init__(self, problem: Problem, shape: str):
         self.problem, self.shape = problem, shape
         self.workers: dict[str, Worker] = {}
         self.entries: list[Entry] = []
 
     def prepare(self) -> None:
-        for library in LIBRARIES:
-            self.workers[library] = Worker(library)
+        for library in self.libraries:
+            self.workers[library] = self.worker(library)
             try:
                 names = self.workers[library].ask("enter", self.problem)
             except RuntimeError as error:
@@ -86,7 +89,7 @@ class Race:
         """A new process for a library whose old one is gone, with what it had made."""
         if self.workers[library].process.is_alive():
             return
-        self.workers[library] = Worker(library)
+        self.workers[library] = self.worker(library)
         self.workers[library].ask("enter", self.problem)
         for entry in self.entries:
             if entry.library == library:
@@ -111,7 +114,7 @@ class Race:
         """Peak memory, of each contestant in a process of its own."""
         for entry in self.entries:
             if entry.kind != "floor" and entry.counted:
-                worker = Worker(entry.library)
+                worker = self.worker(entry.library)
                 worker.ask("enter", self.problem)
                 # The library reads its compiler into memory when it is first used.
                 worker.ask("tiny_error", self.problem, entry.key)

@@ -17,7 +17,7 @@ LAYERS = {"simple": UntiedSimpleRNN, "lstm": UntiedLSTM, "gru": UntiedGRU}
 
 
 class Contestant:
-    """Subclasses define `state(weights, x)`; the weights are a list of W, U and b."""
+    """Subclasses define `state(weights, x)`; the weights are a list of W, U and b, in one piece or many."""
 
     tied = False
 
@@ -26,8 +26,8 @@ class Contestant:
         self.unroll = unroll
         self.x, self.y = map(jnp.asarray, problem.data())
         self.make()
-        stacked = problem.weights()
-        self.weights = [jnp.asarray(stacked[name]) for name in WEIGHTS]
+        stacks = problem.weights()
+        self.weights = self.start([jnp.asarray(stacks[name]) for name in WEIGHTS])
         self.mean_squares = [jnp.zeros_like(w) for w in self.weights]
         self._forward = jax.jit(self.state)
         self._gradients = jax.jit(jax.value_and_grad(self.loss))
@@ -35,6 +35,10 @@ class Contestant:
 
     def make(self) -> None:
         pass
+
+    def start(self, stacks: list[jax.Array]) -> list[jax.Array]:
+        """`self.weights` before the first step, from W, U and b."""
+        return stacks
 
     def loss(self, weights: list, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.mean(jnp.sum((self.state(weights, x) - y) ** 2, axis=1)) / 2
@@ -64,12 +68,16 @@ class Contestant:
         self.step()
         return {
             "state": np.asarray(state),
-            **{f"gradient of {name}": np.asarray(g) for name, g in zip(WEIGHTS, gradients, strict=True)},
+            **{f"gradient of {name}": g for name, g in zip(WEIGHTS, self.stacked(gradients), strict=True)},
             **{f"updated {name}": w for name, w in zip(WEIGHTS, self.current_weights(), strict=True)},
         }
 
     def current_weights(self) -> list[np.ndarray]:
-        return [np.asarray(w) for w in self.weights]
+        return self.stacked(self.weights)
+
+    def stacked(self, arrays: list[jax.Array]) -> list[np.ndarray]:
+        """W, U and b, each as one array, from a list like `self.weights`."""
+        return [np.asarray(array) for array in arrays]
 
 
 class Untied(Contestant):
