@@ -10,7 +10,7 @@ from cases import B, I, T, U, randomised, set_numbers
 from conftest import BACKEND, DTYPE, EXACT
 from example_cells import CELLS
 
-pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
+pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[plot]`")
 
 import matplotlib
 from matplotlib import pyplot
@@ -222,5 +222,5 @@ def test_says_what_it_needs(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, plot.__name__)
-    with pytest.raises(ImportError, match=r'pip install "untied-rnn\[examples\]"'):
+    with pytest.raises(ImportError, match=r'pip install "untied-rnn\[plot\]"'):
         importlib.import_module(plot.__name__)
