@@ -1,6 +1,7 @@
 """What the pictures show, read off their lines, against NumPy."""
 
 import importlib
+import inspect
 import sys
 
 import keras
@@ -214,8 +215,7 @@ def small(timesteps=2):
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="their gradients are TensorFlow's")
 def test_examples_of_docstrings_run():
     for function in (plot.weight_norms, plot.gradient_norms):
-        example = function.__doc__.split("```python\n")[1].split("```")[0]
-        exec("\n".join(line.removeprefix("    ") for line in example.splitlines()), {})
+        exec(inspect.getdoc(function).split("```python\n")[1].split("```")[0], {})
 
 
 def test_says_what_it_needs(monkeypatch):
