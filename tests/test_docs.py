@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import tomllib
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_reference_has_every_public_name_once():
     assert sorted(re.findall(r"^::: (\S+)$", pages, flags=re.MULTILINE)) == sorted(expected)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
 def test_links_outside_of_the_site_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for path, _, anchor in (link.partition("#") for link in re.findall(r"\]\((?!https?:)(\S+?)\)", text)):
@@ -52,3 +53,27 @@ def test_page_of_libraries_shows_every_file_once():
     shown = re.findall(r'^--8<-- "(\S+)"$', (ROOT / "docs/libraries.md").read_text(), flags=re.MULTILINE)
     files = (ROOT / "tests/benchmarks/lstms").glob("[!_]*.py")
     assert sorted(shown) == sorted(str(path.relative_to(ROOT)) for path in files)
+
+
+def test_files_that_contributors_are_told_of_exist():
+    paths = re.findall(r"`((?:untied_rnn|tests|docs|\.ci)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_release_and_address_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.findall(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[0]
+    citation = (ROOT / "CITATION.cff").read_text()
+    cited = re.search(r'^version: (\S+)\ndate-released: "(\S+)"$', citation, flags=re.MULTILINE).groups()
+    assert (project["version"], newest[1]) == newest == cited
+    files = [
+        "pyproject.toml",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        ".github/ISSUE_TEMPLATE/config.yml",
+    ]
+    for file in files:
+        addresses = re.findall(r"github(?:usercontent)?\.com/([\w-]+/untied_rnn)", (ROOT / file).read_text())
+        assert {f"https://github.com/{address}" for address in addresses} == {project["urls"]["Source"]}, file

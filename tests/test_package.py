@@ -9,6 +9,7 @@ import sys
 
 import keras
 import pytest
+from conftest import BACKEND
 
 import untied_rnn
 
@@ -106,3 +107,47 @@ def test_import_loads_no_more_than_it_needs():
     before, after = output.split("|")
     assert before == after.strip()
     assert "keras_tuner" not in after
+
+
+# What `pip install --no-deps` with Keras and a backend leaves out.
+WITHOUT_THE_REST = """
+import sys
+from importlib.machinery import PathFinder
+
+absent = {"tensorflow", "tensorboard", "keras_tuner", "matplotlib", "pandas", "mlxtend"}
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in absent else super().find_spec(name, path, target)
+
+sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+
+import keras
+import numpy as np
+from untied_rnn import UntiedLSTM, UntiedSimpleRNN, callbacks, optimizers, regularizers, selftest, sharing
+
+layers = [UntiedLSTM(2, timesteps=4, sharing=sharing.LowRank(1), return_sequences=True), UntiedSimpleRNN(2)]
+model = keras.Sequential([keras.Input((4, 3)), *layers])
+model.compile("adam", "mse")
+x = np.random.random((8, 4, 3)).astype("float32")
+model.fit(x, np.ones((8, 2)), verbose=0)
+model.save("model.keras")
+loaded = keras.saving.load_model("model.keras")
+np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-6)
+
+try:
+    import untied_rnn.tuning
+except ImportError as error:
+    assert 'pip install "keras-tuner[bayesian]" six' in str(error), error
+else:
+    raise AssertionError("keras-tuner was imported")
+assert not absent & set(sys.modules), absent & set(sys.modules)
+"""
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="needs a backend that is installed without TensorFlow")
+def test_needs_no_more_than_numpy_keras_and_a_backend(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_THE_REST]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,6 +1,7 @@
 """What the pictures show, read off their lines, against NumPy."""
 
 import importlib
+import inspect
 import sys
 
 import keras
@@ -10,7 +11,7 @@ from cases import B, I, T, U, randomised, set_numbers
 from conftest import BACKEND, DTYPE, EXACT
 from example_cells import CELLS
 
-pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[examples]`")
+pytest.importorskip("matplotlib", reason="matplotlib is in the extra `untied-rnn[plot]`")
 
 import matplotlib
 from matplotlib import pyplot
@@ -214,13 +215,12 @@ def small(timesteps=2):
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="their gradients are TensorFlow's")
 def test_examples_of_docstrings_run():
     for function in (plot.weight_norms, plot.gradient_norms):
-        example = function.__doc__.split("```python\n")[1].split("```")[0]
-        exec("\n".join(line.removeprefix("    ") for line in example.splitlines()), {})
+        exec(inspect.getdoc(function).split("```python\n")[1].split("```")[0], {})
 
 
 def test_says_what_it_needs(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, plot.__name__)
-    with pytest.raises(ImportError, match=r'pip install "untied-rnn\[examples\]"'):
+    with pytest.raises(ImportError, match=r'pip install "untied-rnn\[plot\]"'):
         importlib.import_module(plot.__name__)

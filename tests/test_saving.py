@@ -12,7 +12,7 @@ import pytest
 from conftest import BACKEND, DTYPE
 
 from untied_rnn import UntiedDense, UntiedGRU, UntiedLSTM, UntiedRNN, UntiedSimpleRNN
-from untied_rnn.sharing import Basis, Blocks, Listed, LowRank, Periodic
+from untied_rnn.sharing import Basis, Blocks, Listed, LowRank, Periodic, Untied
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -208,6 +208,11 @@ def run(folder, inputs):
 
 # Files of every release.
 
+SHARINGS = {
+    "0.1.0": [Untied(), Untied()],
+    "0.2.0": [Untied(), LowRank(1), Periodic(3), Blocks(2), Basis(2), Untied()],
+}
+
 
 @pytest.mark.parametrize("version", sorted(path.name for path in FIXTURES.iterdir() if path.is_dir()))
 def test_files_of_earlier_releases_are_read(version):
@@ -224,6 +229,7 @@ def test_files_of_earlier_releases_are_read(version):
         )
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 3
     assert model.layers[2].output_units == 2
+    assert [layer.sharing for layer in model.layers if hasattr(layer, "sharing")] == SHARINGS[version]
 
 
 # Damaged and foreign files.

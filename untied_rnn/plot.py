@@ -1,4 +1,4 @@
-"""Pictures of how weights, states and gradients change along time (matplotlib, the extra `examples`).
+"""Pictures of how weights, states and gradients change along time (matplotlib, the extra `plot`).
 
 Each function draws into the matplotlib axes `ax`, or into new ones, and returns them. New axes stand in a new
 pyplot figure: a notebook shows it by itself, `plt.show()` elsewhere, and `plt.savefig(path)` writes it.
@@ -23,7 +23,7 @@ try:
     from matplotlib.colors import Normalize
 except ImportError as _error:
     raise ImportError(
-        '`untied_rnn.plot` needs matplotlib. Install it with: pip install "untied-rnn[examples]"'
+        '`untied_rnn.plot` needs matplotlib. Install it with: pip install "untied-rnn[plot]"'
     ) from _error
 
 

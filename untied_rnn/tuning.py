@@ -10,11 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
-import keras_tuner
 import numpy as np
 
 from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, _arguments, _checks
 from untied_rnn.sharing import SharingArgument
+
+try:
+    import keras_tuner
+except ImportError as _error:
+    # keras-tuner 1.4.8 imports six, which TensorFlow brings along, and does not say so.
+    raise ImportError(
+        "`untied_rnn.tuning` needs keras-tuner, which an installation without dependencies lacks. Install it "
+        'with: pip install "keras-tuner[bayesian]" six'
+    ) from _error
 
 _LAYERS: dict[str, Callable[..., keras.Layer]] = {
     cls.__name__: cls for cls in (UntiedSimpleRNN, UntiedLSTM, UntiedGRU)
