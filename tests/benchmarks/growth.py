@@ -12,7 +12,7 @@ import pathlib
 import random
 
 import numpy as np
-from matplotlib.figure import Figure
+from drawing import draw_growth
 from problems import TINY, Problem
 from workers import Worker
 
@@ -83,23 +83,17 @@ def main() -> None:
     if args.smoke:
         sweeps = {"timesteps": [Problem(2, 3, 4, 5), Problem(2, 6, 4, 5)]}
 
-    figure = Figure(figsize=(5 * len(sweeps), 4), layout="constrained")
     rows = []
-    for axes, (sweep, problems) in zip(
-        np.atleast_1d(figure.subplots(1, len(sweeps))), sweeps.items(), strict=True
-    ):
+    for sweep, problems in sweeps.items():
         sizes = [getattr(problem, sweep) for problem in problems]
         seconds = measure(problems, 1 if args.smoke else args.rounds, 0.0 if args.smoke else args.seconds)
         table(sweep, sizes, seconds)
         for name, turns in seconds.items():
             times = 1e3 * np.median(turns, axis=0)
-            axes.loglog(sizes, times, "o-", label=name)
             rows += [[sweep, size, name, f"{time:.3f}"] for size, time in zip(sizes, times, strict=True)]
-        axes.set(xlabel=sweep, ylabel="training step, ms")
-    axes.legend(fontsize=7)
-    figure.savefig(args.out / "growth.png", dpi=120)
     with (args.out / "growth.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["sweep", "size", "contestant", "step_ms"], *rows])
+    draw_growth(args.out / "growth.csv", args.out / "growth.png")
 
 
 if __name__ == "__main__":

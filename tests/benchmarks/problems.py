@@ -71,6 +71,20 @@ SHAPES = {
     "G2": Problem(64, 100, 64, 256, "gru"),
     "G3": Problem(128, 784, 1, 64, "gru"),
 }
+NAMES = {  # of the shapes, in charts
+    "S1": "rows of digits",
+    "S2": "pixel by pixel",
+    "S3": "100 timesteps of 512 units",
+    "S4": "28 timesteps of 256 units",
+    "S5": "one sample",
+    "S6": "16 steps of sparse coding",
+    "L1": "LSTM, 28 timesteps",
+    "L2": "LSTM, 100 timesteps",
+    "L3": "LSTM, pixel by pixel",
+    "G1": "GRU, 28 timesteps",
+    "G2": "GRU, 100 timesteps",
+    "G3": "GRU, pixel by pixel",
+}
 TINY = Problem(4, 3, 3, 6, learning_rate=0.1)  # to check each contestant on, weight update included
 
 

@@ -18,13 +18,12 @@ from dataclasses import replace
 
 import numpy as np
 from cells import CELLS
-from matplotlib.figure import Figure
+from drawing import SLOW_FIRST_CALL, draw_speed
 from problems import SHAPES, TINY, Problem
 from workers import LIBRARIES, TOLERANCE, Worker
 
 MODES = ("forward", "gradients", "step")
 LATENCY = ("model_call", "predict_on_batch")  # how users ask for one sample
-SLOW_FIRST_CALL = 20.0  # seconds: beyond, a contestant is shown and not counted
 LONGEST_FIRST_CALL = 90.0  # seconds: beyond, it is given up
 KINDS = ("ours", "untied", "tied", "floor")
 
@@ -183,24 +182,6 @@ def _row(*cells: str) -> None:
     print("|", " | ".join(cells), "|", flush=True)
 
 
-def draw(races: list[Race], path: pathlib.Path) -> None:
-    """Training steps, this layer's best form as one."""
-    figure = Figure(figsize=(9, 3.2 * len(races)), layout="constrained")
-    colours = dict(zip(KINDS, ("tab:blue", "tab:orange", "tab:green", "lightgrey"), strict=True))
-    for axes, race in zip(np.atleast_1d(figure.subplots(len(races), 1)), races, strict=True):
-        entries = sorted(race.entries, key=lambda e: -e.median("step"))
-        unit = min(e.median("step") for e in entries if e.kind == "ours")
-        bars = axes.barh(
-            [e.name for e in entries],
-            [e.median("step") / unit for e in entries],
-            color=[colours[e.kind] for e in entries],
-        )
-        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
-        axes.tick_params(axis="y", labelsize=7)
-        axes.set(title=f"{race.shape}: training step over this layer's best", xlim=(0, None))
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     simple = [name for name, problem in SHAPES.items() if problem.cell == "simple"]
@@ -242,7 +223,7 @@ def main() -> None:
                 ]
             )
             writer.writerows(row for race in races for row in race.rows())
-        draw(races, args.out / "speed.png")
+        draw_speed(args.out / "speed.csv", args.out / "speed.png")
 
 
 if __name__ == "__main__":
