@@ -18,8 +18,9 @@ def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
     page = files.get_file_from_path("first_model.md")
     assert page is not None
     notebook = jupytext.reads(page.content_string, fmt="md")
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+        NotebookClient(notebook, resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:  # what libraries log is for the terminal
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
