@@ -46,3 +46,7 @@ def test_links_outside_of_the_site_lead_somewhere(page):
         target = ROOT / (path or page)
         assert target.exists(), path
         assert not anchor or anchor in anchors(target.read_text()), f"{path}#{anchor}"
+
+
+def test_the_page_on_citing_has_the_version():
+    assert f"version = {{{untied_rnn.__version__}}}" in (ROOT / "docs/cite.md").read_text()
