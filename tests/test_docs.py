@@ -67,6 +67,7 @@ def test_release_and_address_are_the_same_everywhere():
     citation = (ROOT / "CITATION.cff").read_text()
     cited = re.search(r'^version: (\S+)\ndate-released: "(\S+)"$', citation, flags=re.MULTILINE).groups()
     assert (project["version"], newest[1]) == newest == cited
+    assert f"version = {{{newest[0]}}}" in (ROOT / "docs/cite.md").read_text()
     files = [
         "pyproject.toml",
         "CITATION.cff",

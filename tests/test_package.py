@@ -85,6 +85,8 @@ def examples():
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
         blocks = re.findall(r"```python\n((?:from|import) .*?)```", path.read_text(), flags=re.DOTALL)
+        if path.name == "first_model.md":  # a notebook, and so one program
+            blocks = ["".join(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))]
         page = path.relative_to(ROOT).as_posix()
         found += [long_if(".search(" in block, block, f"{page}-{i}") for i, block in enumerate(blocks, 1)]
     return found

@@ -1,4 +1,4 @@
-"""Which layer a search takes, and how the weights of its timesteps hang together."""
+"""Which layer and which sharing a search takes."""
 
 import dataclasses
 

@@ -27,9 +27,9 @@ class TimeSmoothness(keras.regularizers.Regularizer):
     ```
 
     Neighbours are the weight sets of successive timesteps or blocks. With `Periodic` the first set follows
-    the last one again; with `Listed` sets are neighbours in the order of their numbers. With sharings of
-    several parameters the penalty is that of the weights, which are made for it at all timesteps. The larger
-    `l2`, the closer is the layer to a tied one; `l1` lets weights stay as they are for a while and then jump.
+    the last one again; with `Listed` sets are neighbours in the order of their numbers. Sharings of several
+    parameters make the weights of all timesteps, and the penalty is taken of these. The larger `l2`, the
+    closer is the layer to a tied one; `l1` lets weights stay as they are for a while and then jump.
 
     Args:
         l1: Non-negative number, the factor of the absolute differences; 0 if only `l2` is given.

@@ -69,8 +69,8 @@ class Sharing:
 
         Args:
             weights: `(timesteps, ...)`, the weight of each timestep.
-            start: The parameters of the new layer, `(sets, ...)` by name: those of the layer that the weights
-                are from, where it has such, and else as they are drawn.
+            start: The parameters of the new layer, `(sets, ...)` by name. They are copied from the layer that
+                the weights are from, where it has parameters of the same shape, and drawn otherwise.
 
         Returns:
             Arrays of the same names and shapes.
