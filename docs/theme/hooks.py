@@ -1,16 +1,24 @@
-"""What pages take from outside of `docs`: the changelog, and what the code of a page prints and draws."""
+"""What pages take from elsewhere: the changelog, what the code of a page prints and draws, formulas as MathML."""
 
+import html
+import importlib.metadata
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jupytext
+import latex2mathml.converter
 from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[2]
+
+
+def on_config(config: Any) -> Any:
+    config.copyright = f"untied_rnn {importlib.metadata.version('untied-rnn')}, Apache-2.0"
+    return config
 
 
 def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
@@ -40,3 +48,13 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     if page.file.src_uri != "changelog.md":
         return markdown
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
+
+
+def on_page_content(content: str, **kwargs: Any) -> str:
+    """Formulas as MathML, which browsers typeset without a script."""
+    return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _mathml, content, flags=re.DOTALL)
+
+
+def _mathml(formula: re.Match[str]) -> str:
+    display = "block" if formula[1] == "div" else "inline"
+    return latex2mathml.converter.convert(html.unescape(formula[2]), display=display)
