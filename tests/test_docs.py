@@ -70,6 +70,7 @@ def test_release_and_address_are_the_same_everywhere():
     assert f"version = {{{newest[0]}}}" in (ROOT / "docs/cite.md").read_text()
     files = [
         "pyproject.toml",
+        "mkdocs.yml",
         "CITATION.cff",
         "CONTRIBUTING.md",
         "SECURITY.md",
