@@ -52,7 +52,9 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
 def on_page_content(content: str, **kwargs: Any) -> str:
     """Formulas as MathML, which browsers typeset without a script."""
-    return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _mathml, content, flags=re.DOTALL)
+    return re.sub(
+        r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _mathml, content, flags=re.DOTALL
+    )
 
 
 def _mathml(formula: re.Match[str]) -> str:
