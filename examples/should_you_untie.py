@@ -11,8 +11,8 @@ One layer and a Dense head, with the settings of `untying_settings.py` on the ta
     rows           a few settings by the number of digits
     cut            a few settings at the same number of parameters, by the length of the sequences
 
-Writes times.csv, results.csv after each run, and two pictures to `--out`, and prints the tables. The same
-command goes on after an interruption.
+Writes ladder.csv and times.csv, the times of models, results.csv after each run, and two pictures to `--out`,
+and prints the table. The same command goes on after an interruption.
 """
 
 import argparse
@@ -68,14 +68,16 @@ def sizes(setting: str, times: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def tuning(settings: tuple[str, ...], units: Sizes, count: int, steps: int) -> list[Run]:
+def tuning(
+    settings: tuple[str, ...], units: Sizes, rates: tuple[float, ...], count: int, steps: int
+) -> list[Run]:
     """What the first seed tries to choose learning rates."""
     return [
         Run(task, name, n, count, rate, steps, seed=0)
         for task in ("rows", "noise")
         for name in settings
         for n in dict.fromkeys(units[name].values())
-        for rate in RATES
+        for rate in rates
     ]
 
 
@@ -167,19 +169,27 @@ def main() -> None:
     args = parse()
     settings = ENDS if args.quick else tuple(SETTINGS)
     steps = args.steps or (200 if args.quick else 4000)
-    times_path, path = args.out / "times.csv", args.out / "results.csv"
+    path = args.out / "results.csv"
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         results = table(path, COLUMNS)
-        times = table(times_path, TIME_COLUMNS)
+        ladder = table(args.out / "ladder.csv", TIME_COLUMNS)
+        times = table(args.out / "times.csv", TIME_COLUMNS)
     except (OSError, ValueError) as error:
         fail(f"cannot use {args.out}", error)
-    if times.empty:
-        print(f"measures the times of {len(settings) * len(SIZES)} models", flush=True)
-        times = measured(((name, n) for name in settings for n in SIZES), rounds=1 if args.quick else 9)
-        replace(times_path, functools.partial(times.to_csv, index=False, float_format="%.5g"))
 
-    units = {name: sizes(name, times) for name in settings}
+    def timed(models: list[tuple[str, int]], path: pathlib.Path) -> pd.DataFrame:
+        print(f"measures the times of {len(models)} models", flush=True)
+        found = measured(models, rounds=1 if args.quick else 9)
+        replace(path, functools.partial(found.to_csv, index=False, float_format="%.5g"))
+        return found
+
+    if ladder.empty:
+        ladder = timed([(name, n) for name in settings for n in SIZES], args.out / "ladder.csv")
+    units = {name: sizes(name, ladder) for name in settings}
+    if times.empty:
+        models = [(name, n) for name in settings for n in dict.fromkeys(units[name].values())]
+        times = timed(models, args.out / "times.csv")
     count = len(digits(args.data).train[0])
     seeds = range(args.seeds or (1 if args.quick else 5))
 
@@ -196,7 +206,7 @@ def main() -> None:
 
     spawn = multiprocessing.get_context("spawn")  # a fork of TensorFlow's threads hangs
     with ProcessPoolExecutor(args.workers, mp_context=spawn, initializer=one_thread) as pool:
-        finish(tuning(settings, units, count, steps))
+        finish(tuning(settings, units, RATES[-1:] if args.quick else RATES, count, steps))
         rates = chosen_rates(results, steps)
         # All runs of a seed come before the next seed, so that an interruption leaves whole comparisons.
         finish([run for seed in seeds for run in plan(settings, units, rates, count, steps, seed)])

@@ -66,7 +66,7 @@ def test_times_are_of_each_model():
 
 
 def test_rates_are_those_of_the_best_held_out_accuracy():
-    runs = example.tuning(("tied",), {"tied": {"size": 50, "time": 50}}, 300, 10)
+    runs = example.tuning(("tied",), {"tied": {"size": 50, "time": 50}}, example.RATES, 300, 10)
     assert len(runs) == 2 * len(example.RATES)
     accuracies = [0.5, 0.7, 0.6, 0.3, 0.1, 0.2]
     found = [
@@ -184,17 +184,25 @@ def test_script_writes_what_it_says_and_goes_on(digits, tmp_path, monkeypatch, c
         example.main()
         return capsys.readouterr().out
 
+    units = {name: example.sizes(name, TIMES) for name in example.ENDS}
     monkeypatch.setattr(example, "accuracies", accuracies)
     monkeypatch.setattr(example, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(example, "measured", lambda models, rounds: TIMES)
-    TIMES.to_csv(tmp_path / "times.csv", index=False)
+    asked = []
+
+    def measured(models, rounds):
+        asked.append(models)
+        return pd.DataFrame([(name, n, 0, n / 10, n / 30) for name, n in models], columns=TIMES.columns)
+
+    monkeypatch.setattr(example, "measured", measured)
     out = run_script()
+    assert "NaN" not in out
+    assert len(asked) == 2
+    assert set(asked[1]) == {(name, n) for name, sizes in units.items() for n in sizes.values()}
     written = (tmp_path / "results.csv").read_text()
     table = pd.read_csv(tmp_path / "results.csv")
-    units = {name: example.sizes(name, TIMES) for name in example.ENDS}
     count = len(untying_tasks.digits(str(digits)).train[0])
-    plan = example.tuning(example.ENDS, units, count, 1)
-    rates = rates_of(example.ENDS, units, example.RATES[0])  # the first one of equals
+    plan = example.tuning(example.ENDS, units, example.RATES[-1:], count, 1)
+    rates = rates_of(example.ENDS, units, example.RATES[-1])
     plan += [run for seed in (0, 1) for run in example.plan(example.ENDS, units, rates, count, 1, seed)]
     assert set(table[list(example.Run._fields)].itertuples(index=False, name=None)) == set(plan)
     np.testing.assert_allclose(table.accuracy, (table.length + table.units) / 300, rtol=1e-4)
@@ -206,3 +214,4 @@ def test_script_writes_what_it_says_and_goes_on(digits, tmp_path, monkeypatch, c
     (tmp_path / "results.csv").write_text("".join(lines[:-2]))  # interrupted before the last run
     assert run_script().count(": 0.") == 1
     assert (tmp_path / "results.csv").read_text() == written
+    assert len(asked) == 2
