@@ -1,4 +1,4 @@
-"""What pages take from elsewhere: the changelog, what the code of a page prints and draws, formulas as MathML."""
+"""What pages take from elsewhere: the changelog, what code prints and draws, formulas as MathML."""
 
 import html
 import importlib.metadata
