@@ -29,7 +29,7 @@ class ConstantStack:
     def __init__(self, array: np.ndarray, dtype: str):
         self.dtype = dtype
         self._array = array
-        # Not `untied`, by which timesteps beyond those of a shorter sequence would have to be cut off.
+        # Not `untied`: a shorter sequence would then have to cut off the timesteps after its end.
         self.sets = dataclasses.replace(untied(len(array)), separate=False)
 
     def values(self, length: Any, start: Any = None) -> Tensor:

@@ -25,9 +25,6 @@ class Written(Contestant):
         drawn, self.structure = jax.tree.flatten(parameters)
         self.shapes = [leaf.shape for leaf in drawn]
 
-    def leaves(self, w: jax.Array, u: jax.Array, b: jax.Array) -> list[jax.Array]:
-        raise NotImplementedError
-
     def start(self, stacks: list[jax.Array]) -> list[jax.Array]:
         leaves = self.leaves(*stacks)
         assert [leaf.shape for leaf in leaves] == self.shapes
