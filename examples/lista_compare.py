@@ -9,19 +9,19 @@ and prints the table. The same command goes on after an interruption.
 """
 
 import argparse
-import functools
 import math
 import multiprocessing
 import os
 import pathlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import NamedTuple
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
 
 import keras
 import pandas as pd
-from command_line import end_on_interrupt, fail, positive, replace
+from command_line import end_on_interrupt, fail, positive
 from lista import LAM, FreshCodes, dictionary, log_error, nmse, sparse_codes, unfolded
 from lista_cells import CELLS
+from resumable_runs import finish, table
 
 UNITS, STEPS = 125, 16
 RATES = (5e-4, 1e-3, 2e-3)
@@ -37,7 +37,10 @@ class Run(NamedTuple):
     seed: int
 
 
-def errors(run: Run) -> dict[str, float]:
+COLUMNS = [*Run._fields, "parameters", "held out", "test"]
+
+
+def errors(run: Run) -> list[dict[str, Any]]:
     """Trains; returns the error after the last step in decibels."""
     a = dictionary(UNITS // 2, UNITS, run.seed)
     keras.utils.set_random_seed(run.seed)
@@ -46,11 +49,11 @@ def errors(run: Run) -> dict[str, float]:
     schedule = keras.optimizers.schedules.CosineDecay(run.rate, run.epochs * len(fresh))
     model.compile(keras.optimizers.Adam(schedule), log_error(0.8), jit_compile=True)
     model.fit(fresh, epochs=run.epochs, shuffle=False, verbose=0)
-    found = {"parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights)}
+    found: dict[str, Any] = {"parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights)}
     for part, stream in (("held out", 3), ("test", 2)):
         codes = sparse_codes(CODES, UNITS, [run.seed, stream])
         found[part] = nmse(codes, model.predict(codes @ a.T, batch_size=CODES, verbose=0))[-1]
-    return found
+    return [found]
 
 
 def best_rate(results: pd.DataFrame, cell: str, epochs: int) -> float:
@@ -90,26 +93,17 @@ def main() -> None:
     path = args.out / "compare.csv"
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        results = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*Run._fields])
-        done = set(results[list(Run._fields)].itertuples(index=False, name=None))
-    except (OSError, ValueError, KeyError) as error:
+        results = table(path, COLUMNS)
+    except (OSError, ValueError) as error:
         fail(f"cannot use {path}", error)
-
-    def finish(runs: list[Run]) -> None:
-        nonlocal results
-        todo = {pool.submit(errors, run): run for run in runs if run not in done}
-        for future in as_completed(todo):
-            run, found = todo[future], future.result()
-            rows = [*results.to_dict("records"), run._asdict() | found]
-            results = pd.DataFrame(rows).sort_values(list(Run._fields))
-            replace(path, functools.partial(results.to_csv, index=False, float_format="%.6g"))
-            print(f"{CELLS[run.cell][0]}, {run}: {found['test']:.2f} dB", flush=True)
 
     spawn = multiprocessing.get_context("spawn")  # a fork of the backends' threads hangs
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
-        finish([Run(cell, n, rate, 0) for n in budgets for cell in cells for rate in rates])
+        tried = [Run(cell, n, rate, 0) for n in budgets for cell in cells for rate in rates]
+        results = finish(pool, errors, tried, results, path)
         chosen = {(cell, n): best_rate(results, cell, n) for cell in cells for n in budgets}
-        finish([Run(cell, n, rate, seed) for seed in seeds[1:] for (cell, n), rate in chosen.items()])
+        planned = [Run(cell, n, rate, seed) for seed in seeds[1:] for (cell, n), rate in chosen.items()]
+        results = finish(pool, errors, planned, results, path)
     print(summary(results).round({"error (dB)": 2, "standard error": 2}).to_string(index=False))
     print(f"results in {path}")
 

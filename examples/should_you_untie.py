@@ -21,14 +21,15 @@ import multiprocessing
 import os
 import pathlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import pandas as pd
 import tensorflow as tf
 from command_line import end_on_interrupt, fail, positive, replace
+from resumable_runs import finish, table
 from untying_pictures import comparison_table, draw_by_data, draw_fronts
-from untying_settings import ROWS, SETTINGS, SMOOTH, parameters, restart, trainable, units_for
+from untying_settings import SETTINGS, SMOOTH, parameters, restart, trainable, units_for
 from untying_tasks import digits, testing, training
 from untying_times import COLUMNS as TIME_COLUMNS
 from untying_times import SIZES, measured, units_as_fast
@@ -55,16 +56,14 @@ class Run(NamedTuple):
 
 
 COLUMNS = [*Run._fields, "parameters", "part", "length", "accuracy"]
-ORDER = [*Run._fields, "part", "length"]  # of rows, whichever worker is the first
 
 
-def sizes(setting: str, times: pd.DataFrame) -> dict[str, int]:
+def sizes(setting: str, ladder: pd.DataFrame) -> dict[str, int]:
     """The hidden size of `setting` in each comparison."""
-    target = times[(times.setting == AS_FAST_AS[0]) & (times.units == AS_FAST_AS[1])].step_ms.item()
     return {
         "size": UNITS,
         "parameters": units_for(setting, BUDGET),
-        "time": units_as_fast(times, setting, target),
+        "time": units_as_fast(ladder, setting, AS_FAST_AS),
     }
 
 
@@ -129,9 +128,7 @@ def accuracies(run: Run, source: str) -> list[dict[str, Any]]:
     rows = []
     for (part, length), (x, y) in testing(run.task, source).items():
         accuracy = model.evaluate(x, y, batch_size=1000, verbose=0)[1]
-        rows.append(
-            run._asdict() | {"parameters": count, "part": part, "length": length, "accuracy": accuracy}
-        )
+        rows.append({"parameters": count, "part": part, "length": length, "accuracy": accuracy})
     return rows
 
 
@@ -140,16 +137,6 @@ def one_thread() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.get_logger().setLevel("ERROR")  # else it warns that so many models were compiled
-
-
-def table(path: pathlib.Path, columns: list[str]) -> pd.DataFrame:
-    """What an interrupted run has written."""
-    if not path.exists():
-        return pd.DataFrame(columns=columns)
-    found = pd.read_csv(path)
-    if list(found) != columns:
-        raise ValueError(f"it has other columns: expected {', '.join(columns)}, received {', '.join(found)}")
-    return found
 
 
 def parse() -> argparse.Namespace:
@@ -178,14 +165,14 @@ def main() -> None:
     except (OSError, ValueError) as error:
         fail(f"cannot use {args.out}", error)
 
-    def timed(models: list[tuple[str, int]], path: pathlib.Path) -> pd.DataFrame:
+    def timed(models: list[tuple[str, int]], path: pathlib.Path, programs: int = 1) -> pd.DataFrame:
         print(f"measures the times of {len(models)} models", flush=True)
-        found = measured(models, rounds=1 if args.quick else 9)
+        found = pd.concat(measured(models, rounds=1 if args.quick else 9) for _ in range(programs))
         replace(path, functools.partial(found.to_csv, index=False, float_format="%.5g"))
         return found
 
     if ladder.empty:
-        ladder = timed([(name, n) for name in settings for n in SIZES], args.out / "ladder.csv")
+        ladder = timed([(name, n) for name in settings for n in SIZES], args.out / "ladder.csv", programs=2)
     units = {name: sizes(name, ladder) for name in settings}
     if times.empty:
         models = [(name, n) for name in settings for n in dict.fromkeys(units[name].values())]
@@ -193,23 +180,15 @@ def main() -> None:
     count = len(digits(args.data).train[0])
     seeds = range(args.seeds or (1 if args.quick else 5))
 
-    def finish(runs: list[Run]) -> None:
-        nonlocal results
-        done = set(results[list(Run._fields)].itertuples(index=False, name=None))
-        todo = {pool.submit(accuracies, run, args.data): run for run in runs if run not in done}
-        for number, future in enumerate(as_completed(todo), 1):
-            run, rows = todo[future], future.result()
-            results = pd.DataFrame([*results.to_dict("records"), *rows]).sort_values(ORDER)
-            replace(path, functools.partial(results.to_csv, index=False, float_format="%.5g"))
-            whole = next(r["accuracy"] for r in rows if (r["part"], r["length"]) == ("test", ROWS))
-            print(f"{number}/{len(todo)} {run}: {whole:.4f}", flush=True)
-
+    work = functools.partial(accuracies, source=args.data)
     spawn = multiprocessing.get_context("spawn")  # a fork of TensorFlow's threads hangs
     with ProcessPoolExecutor(args.workers, mp_context=spawn, initializer=one_thread) as pool:
-        finish(tuning(settings, units, RATES[-1:] if args.quick else RATES, count, steps))
+        tried = tuning(settings, units, RATES[-1:] if args.quick else RATES, count, steps)
+        results = finish(pool, work, tried, results, path)
         rates = chosen_rates(results, steps)
         # All runs of a seed come before the next seed, so that an interruption leaves whole comparisons.
-        finish([run for seed in seeds for run in plan(settings, units, rates, count, steps, seed)])
+        planned = [run for seed in seeds for run in plan(settings, units, rates, count, steps, seed)]
+        results = finish(pool, work, planned, results, path)
     comparisons = comparison_table(results, times, units, rates, steps)
     print(comparisons.to_string(index=False))
     replace(args.out / "fronts.png", lambda file: draw_fronts(comparisons, file))

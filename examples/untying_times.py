@@ -11,7 +11,7 @@ from untying_settings import CLASSES, FEATURES, ROWS, network, parameters
 
 STEPS = 20  # in a measurement
 COLUMNS = ["setting", "units", "parameters", "step_ms", "prediction_ms"]
-SIZES = (50, 100, 200)  # between which times are interpolated
+SIZES = (50, 100, 150, 200)  # from which the time of others is computed
 
 
 def measured(models: Iterable[tuple[str, int]], rounds: int) -> pd.DataFrame:
@@ -51,7 +51,16 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def units_as_fast(table: pd.DataFrame, setting: str, step_ms: float) -> int:
-    """The hidden size that a step of `setting` takes `step_ms` with."""
-    sizes = table[table.setting == setting].sort_values("units")
-    return round(float(np.exp(np.interp(np.log(step_ms), np.log(sizes.step_ms), np.log(sizes.units)))))
+def units_as_fast(ladder: pd.DataFrame, setting: str, reference: tuple[str, int]) -> int:
+    """The hidden size with which a step of `setting` takes as long as one of `reference`, setting and units.
+
+    Of lines in the square of the hidden size: single times differ by several percent from program to program.
+    """
+
+    def line(name: str) -> np.ndarray:
+        times = ladder[ladder.setting == name]
+        return np.polyfit(times.units**2, times.step_ms, 1)
+
+    slope, fixed = line(setting)
+    step_ms = np.polyval(line(reference[0]), reference[1] ** 2)
+    return round(float(np.sqrt((step_ms - fixed) / slope)))

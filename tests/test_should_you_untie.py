@@ -52,10 +52,12 @@ def test_settings_have_the_weights_that_their_names_say():
     assert {name: untying_settings.parameters(name, 9) - head for name in expected} == expected
 
 
-def test_units_as_fast_lie_between_measured_sizes():
-    times = TIMES.assign(step_ms=TIMES.units**2 / 1000)
-    assert untying_times.units_as_fast(times, "tied", 10.0) == 100
-    assert untying_times.units_as_fast(times, "tied", 4.9) == 70
+def test_units_as_fast_are_of_lines_through_all_sizes():
+    errors = np.resize([0.1, -0.1, -0.1, 0.1], len(TIMES))
+    slopes = np.where(TIMES.setting == "tied", 1, 2) / 1000
+    ladder = TIMES.assign(step_ms=3 + slopes * TIMES.units**2 + errors)
+    assert untying_times.units_as_fast(ladder, "untied", ("untied", 70)) == 70
+    assert untying_times.units_as_fast(ladder, "tied", ("untied", 70)) == pytest.approx(99, abs=2)
 
 
 def test_times_are_of_each_model():
@@ -172,8 +174,7 @@ def test_script_writes_what_it_says_and_goes_on(digits, tmp_path, monkeypatch, c
         count = untying_settings.parameters(run.setting, run.units)
         lengths = untying_tasks.LENGTHS if run.task == "cut" else (28,)
         return [
-            run._asdict()
-            | {"parameters": count, "part": part, "length": n, "accuracy": (n + run.units) / 300}
+            {"parameters": count, "part": part, "length": n, "accuracy": (n + run.units) / 300}
             for part in ("held out", "test")
             for n in lengths
         ]
@@ -196,8 +197,8 @@ def test_script_writes_what_it_says_and_goes_on(digits, tmp_path, monkeypatch, c
     monkeypatch.setattr(example, "measured", measured)
     out = run_script()
     assert "NaN" not in out
-    assert len(asked) == 2
-    assert set(asked[1]) == {(name, n) for name, sizes in units.items() for n in sizes.values()}
+    assert len(asked) == 3  # the ladder is measured twice
+    assert set(asked[2]) == {(name, n) for name, sizes in units.items() for n in sizes.values()}
     written = (tmp_path / "results.csv").read_text()
     table = pd.read_csv(tmp_path / "results.csv")
     count = len(untying_tasks.digits(str(digits)).train[0])
@@ -212,6 +213,6 @@ def test_script_writes_what_it_says_and_goes_on(digits, tmp_path, monkeypatch, c
 
     lines = written.splitlines(keepends=True)
     (tmp_path / "results.csv").write_text("".join(lines[:-2]))  # interrupted before the last run
-    assert run_script().count(": 0.") == 1
+    assert run_script().count(", accuracy 0.") == 1
     assert (tmp_path / "results.csv").read_text() == written
-    assert len(asked) == 2
+    assert len(asked) == 3
