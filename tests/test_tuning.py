@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 
-from untied_rnn import UntiedSimpleRNN, tuning
+from untied_rnn import UntiedSimpleRNN, _programs, tuning
 from untied_rnn.sharing import Blocks
 
 TRACES = []
@@ -178,7 +178,7 @@ def test_trials_of_one_program_compile_once_and_compute_the_same(data):
     options = {"learning_rate": [0.01, 0.1], "dropout": 0.3, "optimizer": "adam"}
     hypermodel, hp = small(activation=traced_tanh, **options), values(learning_rate=0.1)
     first, _ = trained(hypermodel, values(learning_rate=0.01), *data)
-    after_first = tuning._values(first)
+    after_first = _programs.values(first)
 
     second = hypermodel.build(hp)
     TRACES.clear()
@@ -186,11 +186,11 @@ def test_trials_of_one_program_compile_once_and_compute_the_same(data):
     assert not TRACES or BACKEND == "torch"
     alone, alone_history = trained(small(activation=traced_tanh, **options), hp, *data)
     assert TRACES
-    assert_same(tuning._values(second), tuning._values(alone))
+    assert_same(_programs.values(second), _programs.values(alone))
     assert history.history == alone_history.history
     assert float(second.optimizer.learning_rate) == pytest.approx(0.1)
     assert int(second.optimizer.iterations) == 4
-    assert_same(tuning._values(first), after_first)
+    assert_same(_programs.values(first), after_first)
 
 
 def test_each_batch_size_has_a_program_of_its_own(data):
@@ -240,14 +240,14 @@ def test_an_earlier_model_that_was_changed_trains_no_other(data):
 def test_few_programs_are_kept(data, monkeypatch):
     # Compiles nothing: what is kept is a question of sizes.
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: SimpleNamespace(history={"loss": [1.0]}))
-    monkeypatch.setattr(tuning, "_KEPT_WEIGHTS", 250)
+    monkeypatch.setattr(_programs, "KEPT_WEIGHTS", 250)
     hypermodel = small(units=[4, 5, 6])
     counts = [trained(hypermodel, values(units=units), *data)[0].count_params() for units in (4, 5, 6)]
     assert counts[1] + counts[2] > 250 >= counts[2]
-    assert [program.count_params() for program in hypermodel._programs.values()] == counts[2:]
-    monkeypatch.setattr(tuning, "_KEPT_WEIGHTS", 1)
+    assert [program.count_params() for program in hypermodel._programs.models.values()] == counts[2:]
+    monkeypatch.setattr(_programs, "KEPT_WEIGHTS", 1)
     trained(hypermodel, values(units=4), *data)  # the last one is kept whatever its size
-    assert [program.count_params() for program in hypermodel._programs.values()] == counts[:1]
+    assert [program.count_params() for program in hypermodel._programs.models.values()] == counts[:1]
 
 
 class Steps(keras.callbacks.Callback):
@@ -321,7 +321,7 @@ def test_hyperband_goes_on_with_the_weights_of_a_trial(data, tmp_path):
     options = {"initial_epoch": hp["tuner/initial_epoch"], "epochs": hp["tuner/epochs"]}
     history = again.fit(hp, model, *data, validation_split=0.5, verbose=0, shuffle=False, **options)
     assert min(history.history["val_loss"]) == trial.score
-    assert len(hypermodel._programs) == (BACKEND != "torch")
+    assert len(hypermodel._programs.models) == (BACKEND != "torch")
 
 
 def test_diverging_trials_have_failed_and_the_search_goes_on(data, tmp_path):

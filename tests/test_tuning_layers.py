@@ -226,7 +226,7 @@ def test_trials_of_a_function_compile_once(data):
     for learning_rate in (0.01, 0.1):
         keras.utils.clear_session()  # as tuners do, for a cell's name is its number in the session
         trained(hypermodel, values(learning_rate=learning_rate), *data, epochs=1)
-    assert len(hypermodel._programs) == 1
+    assert len(hypermodel._programs.models) == 1
 
 
 def ignores_return_sequences(units, return_sequences, **arguments):

@@ -1,18 +1,18 @@
 """Search of hidden sizes, layers and other hyperparameters with keras-tuner."""
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from untied_rnn import UntiedGRU, UntiedLSTM, UntiedSimpleRNN, _arguments, _checks
+from untied_rnn._programs import Programs
 from untied_rnn.sharing import SharingArgument
 
 try:
@@ -27,9 +27,6 @@ except ImportError as _error:
 _LAYERS: dict[str, Callable[..., keras.Layer]] = {
     cls.__name__: cls for cls in (UntiedSimpleRNN, UntiedLSTM, UntiedGRU)
 }
-
-# Models whose programs are kept have at most so many weights together (0.4 GB of float32).
-_KEPT_WEIGHTS = 100_000_000
 
 
 class UntiedRNNHyperModel(keras_tuner.HyperModel):
@@ -183,7 +180,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
         for kind, text in itertools.product(kinds, self.sharings or [""]):
             chosen = {**first, "layer": kind, "sharing": text}
             self._layer(chosen, return_sequences=True, name="untied_0")
-        self._programs: dict[str, keras.Model] = {}
+        self._programs = Programs()
         self._executions: collections.Counter = collections.Counter()
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
@@ -233,7 +230,7 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             # Once more: JAX draws an order of the samples to build a model, and `program` may be built.
             callbacks.append(keras.callbacks.LambdaCallback(on_train_begin=lambda logs: set_seed()))
         chosen = self._chosen(hp)
-        with self._program(model, chosen) as program:
+        with self._programs.of(model, chosen) as program:
             history = program.fit(*args, batch_size=chosen["batch_size"], callbacks=callbacks, **kwargs)
         if not np.all(np.isfinite(history.history["loss"])):
             raise keras_tuner.errors.FailedTrialError(f"The loss diverged: {history.history['loss']}")
@@ -280,36 +277,6 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
             return lambda: None
         seed = self.seed + self._executions[_identity(hp)]
         return functools.partial(keras.utils.set_random_seed, seed)
-
-    @contextlib.contextmanager
-    def _program(self, model: keras.Model, chosen: dict[str, Any]) -> Iterator[keras.Model]:
-        """An earlier model whose compiled programs train this one; `model` itself if there is none.
-
-        Programs are bound to the variables that they were compiled for. So these take the values of this
-        model's for the time of training, and their own afterwards.
-        """
-        if keras.backend.backend() == "torch":  # compiles nothing
-            yield model
-            return
-        key = _program_key(model, chosen)
-        program = self._programs.get(key, model)
-        if program is model or _program_key(program, chosen) != key:  # changed since then
-            self._programs[key] = model
-            while len(self._programs) > 1 and self._kept_weights() > _KEPT_WEIGHTS:
-                del self._programs[next(iter(self._programs))]
-            yield model
-            return
-        model.optimizer.build(model.trainable_variables)
-        own = _values(program)
-        _assign(program, _values(model))
-        try:
-            yield program
-        finally:
-            _assign(model, _values(program))
-            _assign(program, own)
-
-    def _kept_weights(self) -> int:
-        return sum(model.count_params() for model in self._programs.values())
 
 
 def _is_list(values: Any) -> bool:
@@ -376,31 +343,3 @@ def _extremes(name: str, values: Any) -> Iterable[Any]:
 
 def _identity(hp: keras_tuner.HyperParameters) -> str:
     return json.dumps(hp.values, sort_keys=True)
-
-
-def _program_key(model: keras.Model, chosen: dict[str, Any]) -> str:
-    """What is compiled into a model's programs: all but the values of its variables."""
-    compile_config = model.get_compile_config()
-    optimizer = compile_config["optimizer"]["config"]
-    del optimizer["name"]
-    if isinstance(optimizer["learning_rate"], float):  # else a schedule
-        del optimizer["learning_rate"]
-    # A configuration does not show all that a function made of what was chosen: of an activation it may have
-    # the name alone.
-    chosen = {name: value for name, value in chosen.items() if name != "learning_rate"}
-    return json.dumps([chosen, model.get_config(), compile_config], default=str)
-
-
-def _state(model: keras.Model) -> list[keras.Variable]:
-    """All that training changes: weights, the seeds of dropout, the optimizer's variables."""
-    return [*model.variables, *model.optimizer.variables]
-
-
-def _values(model: keras.Model) -> list[np.ndarray]:
-    # Copies: what a backend hands out may be a variable's own memory.
-    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in _state(model)]
-
-
-def _assign(model: keras.Model, values: list[np.ndarray]) -> None:
-    for variable, value in zip(_state(model), values, strict=True):
-        variable.assign(value)
