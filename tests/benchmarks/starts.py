@@ -2,8 +2,9 @@
 
     python tests/benchmarks/starts.py [--rounds 11] [--smoke]
 
-An `UntiedLSTM` with `Periodic(24)` over 48 hours: without `start`, with one for the batch, and with one for each
-sample, which computes 71 timesteps. Prints milliseconds of a training step and their ratio, medians over rounds.
+An `UntiedLSTM` with `Periodic(24)` over 48 hours: without `start`, with one for the batch, and with one for
+each sample, which computes 71 timesteps. Prints milliseconds of a training step and their ratio, medians over
+rounds.
 """
 
 import argparse
