@@ -31,7 +31,7 @@ def batches(
 ) -> tf.data.Dataset:
     """An endless stream of batches, each a function of `seed` and its step alone.
 
-    So an interrupted run can go on at any step with the digits that it would have seen.
+    So an interrupted run can resume at any step, with the digits of an undisturbed run.
     """
     first_pass, offset = divmod(first_step * BATCH_SIZE, len(x))
 

@@ -66,7 +66,7 @@ def ista(a: np.ndarray, y: np.ndarray, lam: float, steps: int, momentum: bool = 
 
 
 def unfolded(a: np.ndarray, lam: float, steps: int, cell: str = "lista") -> keras.Model:
-    """A network that computes the codes after each step: until it is trained, those of ISTA.
+    """A network that computes the codes after each step. Before training these are ISTA's codes.
 
     With `cell="alista"` it starts as ISTA with `analytic(a)` in place of the `A` of the gradient.
     """
@@ -182,7 +182,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/lista"))
-    parser.add_argument("--resume", action="store_true", help="go on in --out with a run of the same options")
+    parser.add_argument("--resume", action="store_true", help="resume the run with the same options in --out")
     parser.add_argument("--quick", action="store_true", help="125 coefficients, 3 epochs")
     args = parser.parse_args()
     if args.quick:

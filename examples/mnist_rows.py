@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few epochs: a look at it, not its accuracy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/mnist_rows"))
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted run in --out")
     parser.add_argument("--overlay", type=pathlib.Path, help="CSV (step,loss,batch_accuracy) to draw as well")
     return parser.parse_args()
 

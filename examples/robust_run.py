@@ -1,7 +1,7 @@
-"""Training that a kill, Ctrl-C or a full disk at any moment cannot spoil: the same run can go on afterwards.
+"""Training that a kill, Ctrl-C or a full disk at any moment cannot spoil: the same run can resume.
 
-After every epoch the whole model, optimizer included, is saved beside the last checkpoint, and then takes its
-place. What would end the training later is an error before it starts.
+After every epoch the whole model, optimizer included, is saved beside the last checkpoint, and then replaces
+it. What would end the training later is an error before it starts.
 """
 
 import json
@@ -34,13 +34,13 @@ def robust_run(
 
     Args:
         build: Returns the compiled model, with a built optimizer.
-        batches: Returns the training batches from a step on, those that an undisturbed run would see.
+        batches: Returns the training batches from a step on, the same as in an undisturbed run.
         test: Inputs and labels to test on after each epoch.
         epochs: Number of epochs.
         steps_per_epoch: Number of batches in an epoch.
         settings: What the run is a function of. Only a run of the same settings is resumed.
         out: Folder of the results and the checkpoint.
-        resume: Whether to go on from the checkpoint in `out`, if there is one.
+        resume: Whether to resume from the checkpoint in `out`, if there is one.
         overlay: CSV file with the columns step, loss and batch_accuracy, drawn beside the learning curve.
     """
     try:

@@ -6,7 +6,7 @@
     python examples/tune_hidden_size.py --workers 2                      # two trials at a time
 
 Trials see the training digits alone, a fifth of which validates them. Then the best one's model is trained
-on all of them and tested. The same command goes on with an interrupted search. Writes trials.csv, trials.png
+on all of them and tested. The same command resumes an interrupted search. Writes trials.csv, trials.png
 and model.keras to `--directory`, beside keras-tuner's own files.
 
 For several machines, run the same command on each (without --workers, with a --directory that all share):
@@ -128,7 +128,7 @@ def table(tuner: keras_tuner.Tuner, epochs: int) -> pd.DataFrame:
 
 
 def pareto_front(trials: pd.DataFrame) -> pd.DataFrame:
-    """Those trials that are more accurate than all others of as few units or fewer."""
+    """The trials that are more accurate than all others with as few units or fewer."""
     done = trials.dropna(subset="val_accuracy")
     best = done.sort_values("val_accuracy").drop_duplicates("units", keep="last").sort_values("units")
     return best[best.val_accuracy > best.val_accuracy.cummax().shift(fill_value=-1)]
@@ -279,7 +279,7 @@ def run(args: argparse.Namespace) -> None:
         check_settings(args)
     if args.workers and role is None:
         return distribute(args)
-    # What one process has begun, a chief goes on with, and the other way round: they bear one name.
+    # A single process has the chief's name, so that each can resume what the other has begun.
     os.environ.setdefault("KERASTUNER_TUNER_ID", "chief")
     tuner = make_tuner(args)
     search(tuner, *digits[:2], args.epochs)

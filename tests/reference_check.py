@@ -63,7 +63,7 @@ def weights_along_time(layer, length):
 
 
 def parameter_gradients(layer, slopes):
-    """The gradients of trained variables by name, from those of the weight of each timestep."""
+    """The gradients of trained variables by name, from the gradients of each timestep's weight."""
     found = {}
     frozen = layer.frozen_timesteps or []
     sets = set_numbers(layer, max(frozen) + 1)[frozen] if frozen else []

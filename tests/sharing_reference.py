@@ -72,7 +72,7 @@ def along_time(sharing, parameters, length, timesteps):
 
 
 def gradients(sharing, parameters, slopes, timesteps):
-    """The gradients of the parameters, from `slopes`, those of the weight of each timestep."""
+    """The gradients of the parameters, from `slopes`, the gradients of each timestep's weight."""
     length = len(slopes)
 
     def added(terms, index, like):

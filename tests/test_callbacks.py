@@ -1,4 +1,4 @@
-"""`IntactBackup`: goes on where it was, and reads nothing but its own whole archives.
+"""`IntactBackup`: resumes after the last whole epoch, and reads only its own whole archives.
 
 Kills at any moment are in `test_faults.py`.
 """

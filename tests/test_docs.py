@@ -23,7 +23,7 @@ def public_names(module):
 
 
 def anchors(text):
-    """Those that GitHub gives to the headings of a page."""
+    """The anchors that GitHub gives to the headings of a page."""
     without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", without_code, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,4 +1,4 @@
-"""Kills, interrupts and full disks: a run that goes on afterwards ends at the weights of an undisturbed one.
+"""Kills, interrupts and full disks: a resumed run ends at the weights of an undisturbed one.
 
 Run as a script (`python tests/test_faults.py FOLDER`), this file is the training that the tests of
 `IntactBackup` kill.
@@ -48,7 +48,7 @@ def fit(folder):
 
 
 def state(model):
-    """All that training goes on from."""
+    """The weights and the optimizer's variables, from which training resumes."""
     return [keras.ops.convert_to_numpy(v) for v in (*model.weights, *model.optimizer.variables)]
 
 
@@ -244,7 +244,7 @@ def test_run_killed_after_its_last_epoch_is_finished(finished, main, tmp_path, m
 def test_new_run_never_leaves_its_settings_beside_an_older_checkpoint(
     finished, main, tmp_path, monkeypatch, moment
 ):
-    """Or `--resume` would go on with the older run as if it were the new one."""
+    """Or `--resume` would continue the older run as if it were the new one."""
     arguments, whole = finished
     folder = shutil.copytree(whole, tmp_path / "older")
     settings = (folder / "settings.json").read_text()

@@ -74,7 +74,7 @@ def models(names, tmp_path):
 
 
 def check_in_new_process(models, run, absent=()):
-    """The outputs of `run(folder, inputs)`, a function's code, are those of the models.
+    """Code that reads the files in a new process gives the same outputs as the models.
 
     Args:
         models: Models by the folder of their files.

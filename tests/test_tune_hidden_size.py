@@ -189,7 +189,7 @@ def test_workers_end_with_the_search(arguments, undisturbed, tmp_path):
     last_line_after_the_end_of("the command itself", arguments, tmp_path)
     last_line = last_line_after_the_end_of("chief", arguments, tmp_path)
     assert last_line.startswith("error: the chief ended with -9: go on")
-    # One process goes on with what several have begun.
+    # A single process resumes what several have begun.
     code, _, stderr = finish(run(SCRIPT, *arguments, "--directory", tmp_path))
     assert code == 0, stderr
     assert_same_results(tmp_path, undisturbed[0])

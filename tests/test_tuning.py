@@ -311,7 +311,7 @@ def test_hyperband_goes_on_with_the_weights_of_a_trial(data, tmp_path):
     rates = {"min_value": 1e-3, "max_value": 1e-2}
     hypermodel = small(learning_rate=rates)
     tuner = keras_tuner.Hyperband(hypermodel, "val_loss", max_epochs=3, seed=1, directory=tmp_path)
-    tuner.oracle.max_trials = 4  # three, of which the best goes on
+    tuner.oracle.max_trials = 4  # three, and the best of them continued
     trials = searched(tuner, *data, shuffle=False)
     assert {trial.status for trial in trials} == {"COMPLETED"}
     (trial,) = [trial for trial in trials if "tuner/trial_id" in trial.hyperparameters.values]

@@ -1,8 +1,9 @@
 """One step of each cell and its derivative, in NumPy, by hand.
 
 `p = x W + b` comes from the inputs and `q = h U` (`h U + b'` where the cell has two biases) from the state;
-`h` is the first of the `states`. `forward` also returns what `backward` needs: the derivatives by `p`, `q`
-and the earlier states, the ones through `q` excepted, from those by the new states.
+`h` is the first of the `states`. `forward` also returns what `backward` needs. `backward` takes the
+derivatives by the new states, and returns the derivatives by `p`, by `q` and by the earlier states (other
+than through `q`).
 """
 
 import numpy as np

@@ -9,10 +9,10 @@ XLA's flags reach both libraries. Loops in CUDA graphs:
     XLA_FLAGS="--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_command_buffer_unroll_loops=true" \\
         python tests/benchmarks/gpu.py --shapes S1 L1 --only "this layer"
 
-Each library runs in a process of its own, one contestant after another, the most important first. All that
-is about a contestant may take `--limit` seconds, compilation included. One that takes longer, or dies, takes
-its process along, and a new one goes on with the rest. A shape may take its share of the minutes that are
-left; the end lists what was not run.
+Each library runs in a separate process, one contestant after another, the most important first. A contestant
+may take `--limit` seconds in all, compilation included. If it takes longer, or dies, its process ends and a
+new process runs the rest. A shape may take its share of the minutes that are left; the end lists what was
+not run.
 
 A time is the median of five short repeats of calls that are waited for: `forward` and `step` (forward,
 backward, RMSprop) as compiled functions; a batch of `predict` and of `fit`, whose input is a cached
@@ -52,7 +52,7 @@ COLUMNS = {
     "fit_step": "fit, ms",
     "difference": "difference",
 }
-# A ratio: its name, column, form of this layer, and the pattern of those whose fastest is the other side.
+# A ratio: its name, column, form of this layer, and the pattern of the contestants on the other side.
 SUMMARY = (
     ("fit / with the layer's jit_compile=False", "fit_step", "TensorFlow fit", "*jit_compile=False, *fit"),
     ("fit / fit of the tied layer", "fit_step", "TensorFlow fit", "tied *"),

@@ -21,7 +21,7 @@ SWEEPS = {
     "units": [Problem(128, 28, 28, n) for n in (16, 50, 128, 256, 512)],
     "batch": [Problem(n, 28, 28, 50) for n in (1, 8, 32, 128, 512)],
 }
-# Name: library. Those whose program does not grow with the timesteps.
+# Name: library. Only programs that do not grow with the timesteps.
 CONTESTANTS = {
     "this layer, TensorFlow XLA": "tensorflow",
     "this layer, TensorFlow": "tensorflow",

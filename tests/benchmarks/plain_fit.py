@@ -6,7 +6,7 @@ This layer, with its default arguments and in other forms, against the ways to w
 hand in a `keras.Layer`, and against Keras's tied layer; all with TensorFlow and Keras's RMSprop. Each has a
 process of its own and they take turns within every round. The outputs of all must agree with a NumPy loop to
 1e-4. One whose first step takes more than 20 s is not counted. Prints a table for each shape: milliseconds
-as medians, and the median of each round's ratio to the fastest of those written by hand.
+as medians, and the median of each round's ratio to the fastest code by hand.
 """
 
 import argparse

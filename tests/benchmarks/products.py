@@ -24,7 +24,7 @@ from workers import seconds_per_call
 
 
 def products(xp: Any, operands: list) -> list:
-    """Those of `contestants.with_numpy.Floor`, from stacks of operands; the gradients stacked."""
+    """The products of `contestants.with_numpy.Floor`, from stacks of operands; the gradients stacked."""
     found = []
     for x, h, delta, w, u in zip(*map(xp.unstack, operands), strict=True):
         found.append(

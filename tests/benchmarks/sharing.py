@@ -1,4 +1,4 @@
-"""What a sharing costs: the training step and its peak memory, beside those of the tied and the untied layer.
+"""What a sharing costs: time and peak memory of a training step, beside the tied and the untied layer.
 
     python tests/benchmarks/sharing.py                 # S2 S3 S4 L1, as `fit` runs on a CPU, and under XLA
     python tests/benchmarks/sharing.py --smoke         # a tiny shape, one round

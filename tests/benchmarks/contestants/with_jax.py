@@ -149,8 +149,8 @@ def bandwidth() -> float:
 class Products:
     """The floor: the matrix products of a training step, and the memory traffic of the optimizer.
 
-    Those of the recurrence follow one another, a sum or a repetition in place of what the cell does; the
-    others are batched over the timesteps. The update reads the weight, its mean square and its gradient
+    The recurrence's products follow one another, with a sum or a repetition in place of the cell; the other
+    products are batched over the timesteps. The update reads the weight, its mean square and its gradient
     and writes two of them, which is not run but worked out from the `bandwidth`.
     """
 
