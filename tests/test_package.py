@@ -15,7 +15,7 @@ import untied_rnn
 
 ROOT = pathlib.Path(__file__).parent.parent
 PUBLIC = [getattr(untied_rnn, name) for name in untied_rnn.__all__]
-EXTRAS = ["matplotlib", "mlxtend", "pandas"]
+EXTRAS = ["matplotlib", "mlxtend", "pandas", "tensorflow"]
 LAYERS = [cls for cls in PUBLIC if issubclass(cls, keras.Layer)]
 
 

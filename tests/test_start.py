@@ -160,6 +160,20 @@ def test_wrong_starts(options, start, error, message):
         layer(np.zeros((B, T, I), "float32"), start=start)
 
 
+@pytest.mark.parametrize("make", [UntiedGRU, UntiedDense])
+@pytest.mark.parametrize(
+    ("options", "start", "error", "message"),
+    [
+        ({}, keras.Input((), dtype="int32"), TypeError, "integer of Python"),
+        ({"sharing": Periodic(3)}, keras.Input(()), TypeError, "Expected integers as `start`"),
+        ({"sharing": Periodic(3)}, keras.Input((1,), dtype="int32"), ValueError, r"shape \(None, 1\)"),
+    ],
+)
+def test_wrong_start_is_an_error_where_the_model_is_made(make, options, start, error, message):
+    with pytest.raises(error, match=message):
+        make(U, **options)(keras.Input((T, I)), start=start)
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothing")
 def test_a_tensor_of_starts_needs_no_new_program(rng):
     layer = built("lstm", rng, sharing=Periodic(3))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from untied_rnn import TimeSmoothness, UntiedGRU, UntiedLSTM, UntiedRNN
-from untied_rnn.sharing import Blocks, LowRank
+from untied_rnn.sharing import Blocks, LowRank, Periodic
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs/troubleshooting.md"
 QUOTED = dict(re.findall(r"^### (.+)\n\n```text\n(.+)\n```", PAGE.read_text(), flags=re.MULTILINE))
@@ -42,6 +42,15 @@ class Normalized(keras.layers.Layer):
     def call(self, inputs, states, training=False):
         state = self.normalization(states[0], training=training)
         return state, [state]
+
+
+class SomeCell(keras.layers.Layer):
+    """A cell that is not registered with Keras."""
+
+    state_size = 3
+
+    def call(self, inputs, states):
+        return inputs, [inputs]
 
 
 def zeros(*shape):
@@ -75,6 +84,11 @@ def load_without_import():
     with mock.patch.dict(known):
         del known["untied_rnn>UntiedGRU"]
         keras.saving.load_model("model.keras")
+
+
+def load_a_cell_without_its_class():
+    model(UntiedRNN(SomeCell())).save("cell.keras")
+    keras.saving.load_model("cell.keras")
 
 
 def load_a_tied_file():
@@ -112,6 +126,11 @@ RAISES = {
     "A batch has another size": lambda: built(UntiedGRU(16, stateful=True), 32)(zeros(8, 24, 3)),
     "A sequence with a start ends too late": lambda: built(UntiedGRU(16))(zeros(8, 12, 3), start=20),
     "A start must be an integer of Python": lambda: built(UntiedGRU(16))(zeros(8, 12, 3), start=np.arange(8)),
+    "Starts have an axis too many": lambda: UntiedGRU(16, sharing=Periodic(24))(
+        zeros(8, 12, 3), start=np.zeros((8, 1), int)
+    ),
+    "Starts are floats": lambda: UntiedGRU(16, sharing=Periodic(24))(zeros(8, 12, 3), start=zeros(8)),
+    "The number of timesteps is given by position": lambda: UntiedGRU(16, 24),
     "A size is no positive integer": lambda: UntiedGRU(128 / 2),
     "cuDNN is asked for": lambda: UntiedGRU(16, use_cudnn=True),
     "A sharing is not known": lambda: UntiedGRU(16, sharing="blocks"),
@@ -133,6 +152,7 @@ RAISES = {
     "The layer has no weights yet": lambda: UntiedGRU(16).weights_at(0),
     "The new sharing has no room for the weights": lambda: built(UntiedGRU(16)).refine(sharing=Blocks(6)),
     "Keras does not know the layer": load_without_import,
+    "Keras does not know the cell": load_a_cell_without_its_class,
     "A file of a tied model": load_a_tied_file,
     "A file is damaged": load_a_damaged_file,
     "matplotlib is missing": import_plot_without_matplotlib,

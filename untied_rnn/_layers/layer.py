@@ -211,30 +211,43 @@ class UntiedLayer(keras.Layer):
 
         A tensor counts from the last time that the weights began anew.
         """
-        batch_size, length, *_ = shape
+        length = shape[1]
         if self.timesteps is None:
             start = ops.convert_to_tensor(start)
-            if not keras.backend.standardize_dtype(start.dtype).startswith(("int", "uint")):
-                raise TypeError(f"Expected integers as `start`. Received: start={start!r}")
-            known = [size for size in (*start.shape, batch_size) if size is not None]
-            if len(start.shape) > 1 or (len(start.shape) == 1 and len(set(known)) > 1):
-                raise ValueError(
-                    "Expected one `start` for all samples, or one for each, of shape (batch,). "
-                    f"Received: shape {tuple(start.shape)}, for a batch of {batch_size}"
-                )
+        self._check_kind_of_start(start, shape[0])
+        if self.timesteps is None:
             return ops.cast(start, "int32") % self.timestep_weights.cycle
-        if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
-            raise TypeError(
-                f"Expected an integer of Python as `start` of a layer with weights for {self.timesteps} "
-                "timesteps. Tensors are for layers with weights for any number of them, as with "
-                f"`Periodic`. Received: start={start!r}"
-            )
         if not 0 <= start <= self.timesteps - (length or 1):
             raise ValueError(
                 f"Expected a sequence that ends within the {self.timesteps} timesteps that there are weights "
                 f"for. Received: start={start}, for {length} timesteps"
             )
         return int(start)
+
+    def _check_kind_of_start(self, start: Any, batch_size: int | None) -> None:
+        if self.timesteps is not None:
+            if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
+                raise TypeError(
+                    f"Expected an integer of Python as `start` of a layer with weights for {self.timesteps} "
+                    "timesteps. Tensors are for layers with weights for any number of them, as with "
+                    f"`Periodic`. Received: start={start!r}"
+                )
+            return
+        if not keras.backend.standardize_dtype(start.dtype).startswith(("int", "uint")):
+            raise TypeError(f"Expected integers as `start`. Received: start={start!r}")
+        known = [size for size in (*start.shape, batch_size) if size is not None]
+        if len(start.shape) > 1 or (len(start.shape) == 1 and len(set(known)) > 1):
+            raise ValueError(
+                "Expected one `start` for all samples, or one for each, of shape (batch,). "
+                f"Received: shape {tuple(start.shape)}, for a batch of {batch_size}"
+            )
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        # Keras asks for this where a model is made. `call`, which checks every start, runs in `fit` only.
+        start = kwargs.get("start")
+        if keras.backend.is_keras_tensor(start):
+            self._check_kind_of_start(start, None)
+        return super().compute_output_spec(*args, **kwargs)
 
     def check_built(self) -> None:
         """Raises an error if there are no weights yet."""
