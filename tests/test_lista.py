@@ -266,7 +266,7 @@ def test_the_comparison_takes_each_cells_best_rate_and_goes_on(tmp_path, monkeyp
 
     monkeypatch.setattr(lista_compare, "errors", errors)
     monkeypatch.setattr(lista_compare, "ProcessPoolExecutor", InThisProcess)
-    assert run_script().count(", test ") == 7 * (3 + 2)
+    assert run_script().count(", test ") == 7 * (len(lista_compare.RATES) + 2)
     results = pd.read_csv(tmp_path / "compare.csv")
     assert set(results[results.seed > 0].rate) == {max(lista_compare.RATES)}
     table = lista_compare.summary(results)

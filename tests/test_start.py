@@ -87,11 +87,12 @@ def test_layers_with_so_many_timesteps_begin_anywhere_within(name, sharing, rng)
     layer = built(name, rng, LONG, sharing=sharing)
     untied = unrolled(name, layer)
     x = rng.normal(size=(B, LONG, I))
-    for start in (0, 2, LONG - T):
+    for i, start in enumerate((0, 2, LONG - T)):
         late = FAMILY[name](timesteps=T)
         late.build((None, T, I))
         late.set_weights([w[start : start + T] for w in untied.get_weights()])
-        (received,) = to_numpy(layer(x[:, :T], start=start))
+        same = (start, np.int64(start), keras.ops.convert_to_tensor(start))[i]
+        (received,) = to_numpy(layer(x[:, :T], start=same))
         np.testing.assert_allclose(received, to_numpy(late(x[:, :T]))[0], **EXACT)
 
 
@@ -145,9 +146,9 @@ def test_predict_goes_on_with_the_next_weights(rng):
     [
         ({"timesteps": 6}, 2, ValueError, r"ends within the 6 timesteps.*start=2, for 5 timesteps"),
         ({"timesteps": 6}, -1, ValueError, "start=-1"),
-        ({"timesteps": 6}, 1.0, TypeError, r"integer of Python.*as with `Periodic`"),
-        ({"timesteps": 6}, True, TypeError, "integer of Python"),
-        ({"timesteps": 6}, np.array([0, 1, 0]), TypeError, "weights for any number of them"),
+        ({"timesteps": 6}, 1.0, TypeError, r"an integer as `start`.*as with `Periodic`"),
+        ({"timesteps": 6}, True, TypeError, "an integer as `start`"),
+        ({"timesteps": 6}, np.array([0, 1, 0]), TypeError, "weights for any number of timesteps"),
         ({"sharing": Periodic(3)}, 0.5, TypeError, "Expected integers as `start`"),
         ({"sharing": Periodic(3)}, np.array([0, 1]), ValueError, r"shape \(2,\), for a batch of 3"),
         ({"sharing": Periodic(3)}, np.zeros((3, 1), int), ValueError, r"shape \(3, 1\), for a batch of 3"),
@@ -164,7 +165,7 @@ def test_wrong_starts(options, start, error, message):
 @pytest.mark.parametrize(
     ("options", "start", "error", "message"),
     [
-        ({}, keras.Input((), dtype="int32"), TypeError, "integer of Python"),
+        ({}, keras.Input((), dtype="int32"), TypeError, "an integer as `start`"),
         ({"sharing": Periodic(3)}, keras.Input(()), TypeError, "Expected integers as `start`"),
         ({"sharing": Periodic(3)}, keras.Input((1,), dtype="int32"), ValueError, r"shape \(None, 1\)"),
     ],

@@ -125,7 +125,7 @@ RAISES = {
     "A stateful layer has no batch size": lambda: UntiedGRU(16, stateful=True)(keras.Input((24, 3))),
     "A batch has another size": lambda: built(UntiedGRU(16, stateful=True), 32)(zeros(8, 24, 3)),
     "A sequence with a start ends too late": lambda: built(UntiedGRU(16))(zeros(8, 12, 3), start=20),
-    "A start must be an integer of Python": lambda: built(UntiedGRU(16))(zeros(8, 12, 3), start=np.arange(8)),
+    "A start must be one known integer": lambda: built(UntiedGRU(16))(zeros(8, 12, 3), start=np.arange(8)),
     "Starts have an axis too many": lambda: UntiedGRU(16, sharing=Periodic(24))(
         zeros(8, 12, 3), start=np.zeros((8, 1), int)
     ),

@@ -1,7 +1,9 @@
 """The base of all layers: their arguments, their weights, and moves to layers that share them otherwise."""
 
+import contextlib
 import inspect
 import numbers
+import operator
 import reprlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -211,42 +213,37 @@ class UntiedLayer(keras.Layer):
 
         A tensor counts from the last time that the weights began anew.
         """
-        length = shape[1]
         if self.timesteps is None:
             start = ops.convert_to_tensor(start)
-        self._check_kind_of_start(start, shape[0])
-        if self.timesteps is None:
+            _check_starts(start, shape[0])
             return ops.cast(start, "int32") % self.timestep_weights.cycle
-        if not 0 <= start <= self.timesteps - (length or 1):
+        start = self._known_start(start)
+        if not 0 <= start <= self.timesteps - (shape[1] or 1):
             raise ValueError(
                 f"Expected a sequence that ends within the {self.timesteps} timesteps that there are weights "
-                f"for. Received: start={start}, for {length} timesteps"
+                f"for. Received: start={start}, for {shape[1]} timesteps"
             )
-        return int(start)
+        return start
 
-    def _check_kind_of_start(self, start: Any, batch_size: int | None) -> None:
-        if self.timesteps is not None:
-            if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
-                raise TypeError(
-                    f"Expected an integer of Python as `start` of a layer with weights for {self.timesteps} "
-                    "timesteps. Tensors are for layers with weights for any number of them, as with "
-                    f"`Periodic`. Received: start={start!r}"
-                )
-            return
-        if not keras.backend.standardize_dtype(start.dtype).startswith(("int", "uint")):
-            raise TypeError(f"Expected integers as `start`. Received: start={start!r}")
-        known = [size for size in (*start.shape, batch_size) if size is not None]
-        if len(start.shape) > 1 or (len(start.shape) == 1 and len(set(known)) > 1):
-            raise ValueError(
-                "Expected one `start` for all samples, or one for each, of shape (batch,). "
-                f"Received: shape {tuple(start.shape)}, for a batch of {batch_size}"
-            )
+    def _known_start(self, start: Any) -> int:
+        """Of a layer with `timesteps`. Keras makes tensors of NumPy's integers."""
+        with contextlib.suppress(TypeError):
+            if not isinstance(start, bool):
+                return operator.index(start)
+        raise TypeError(
+            f"Expected an integer as `start` of a layer with weights for {self.timesteps} timesteps. "
+            "Tensors in a graph, and a start for each sample, are for layers with weights for any number "
+            f"of timesteps, as with `Periodic`. Received: start={start!r}"
+        )
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         # Keras asks for this where a model is made. `call`, which checks every start, runs in `fit` only.
         start = kwargs.get("start")
         if keras.backend.is_keras_tensor(start):
-            self._check_kind_of_start(start, None)
+            if self.timesteps is None:
+                _check_starts(start, None)
+            else:
+                self._known_start(start)
         return super().compute_output_spec(*args, **kwargs)
 
     def check_built(self) -> None:
@@ -376,3 +373,15 @@ class UntiedLayer(keras.Layer):
         config = {k: v for k, v in layer.get_config().items() if k in known or v is not None}
         del config["name"]  # two layers of one name cannot stand in one model
         return config
+
+
+def _check_starts(start: Any, batch_size: int | None) -> None:
+    """`start` is a tensor."""
+    if not keras.backend.standardize_dtype(start.dtype).startswith(("int", "uint")):
+        raise TypeError(f"Expected integers as `start`. Received: start={start!r}")
+    known = [size for size in (*start.shape, batch_size) if size is not None]
+    if len(start.shape) > 1 or (len(start.shape) == 1 and len(set(known)) > 1):
+        raise ValueError(
+            "Expected one `start` for all samples, or one for each, of shape (batch,). "
+            f"Received: shape {tuple(start.shape)}, for a batch of {batch_size}"
+        )
