@@ -20,8 +20,8 @@ class IntactBackup(keras.callbacks.BackupAndRestore):
     zipped when they are whole, and the archive replaces the last one:
 
     ```
-    after each epoch:     weights, optimizer and number of epochs -> {archive}_unfinished -> archive
-    when `fit` begins:    archive -> weights and optimizer; the epochs that it counts are not run again
+    after each epoch:     weights, optimizer, epochs -> {archive}_unfinished -> archive
+    when `fit` begins:    archive -> weights and optimizer; its epochs are not run again
     ```
 
     The archive outlives `fit`, so that a kill before the model is saved loses nothing either. Delete it when
@@ -45,7 +45,7 @@ class IntactBackup(keras.callbacks.BackupAndRestore):
     from untied_rnn import UntiedSimpleRNN
     from untied_rnn.callbacks import IntactBackup
 
-    model = keras.Sequential([keras.Input((12, 3)), UntiedSimpleRNN(8), keras.layers.Dense(1)])
+    model = keras.Sequential([UntiedSimpleRNN(8), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     backup = IntactBackup("backup.zip")
     model.fit(np.ones((4, 12, 3)), np.ones((4, 1)), epochs=3, callbacks=[backup], verbose=0)

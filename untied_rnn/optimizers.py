@@ -56,7 +56,7 @@ class PerTimestep(keras.optimizers.Optimizer):
     there were one variable for each, so that it may look at whole variables:
 
     ```
-    W[t] <- the optimizer's step for W[t], its gradient and its state;    t = 0 ... timesteps - 1
+    W[t] <- the optimizer's step for W[t], its gradient and its state    (each t)
     ```
 
     Timesteps that share a weight set are one variable. Variables other than such stacks are handed on as they
@@ -78,7 +78,8 @@ class PerTimestep(keras.optimizers.Optimizer):
     from untied_rnn import PerTimestep, UntiedLSTM
 
     model = keras.Sequential([keras.Input((12, 3)), UntiedLSTM(8), keras.layers.Dense(1)])
-    model.compile(PerTimestep(keras.optimizers.Adam(1e-3, clipnorm=1.0)), "mse")  # a norm for each timestep
+    adam = keras.optimizers.Adam(1e-3, clipnorm=1.0)  # a norm for each timestep
+    model.compile(PerTimestep(adam), "mse")
     model.fit(np.ones((4, 12, 3)), np.ones((4, 1)), verbose=0)
     assert model.optimizer.iterations == 1
     ```

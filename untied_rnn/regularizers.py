@@ -23,7 +23,7 @@ class TimeSmoothness(keras.regularizers.Regularizer):
     With `W_s` the weight sets of a layer in their order:
 
     ```
-    penalty = sum_s  l1 * |W_{s+1} - W_s|  +  l2 * (W_{s+1} - W_s)^2        (over all elements)
+    penalty = sum_s  l1 * |W_{s+1} - W_s|  +  l2 * (W_{s+1} - W_s)^2    (all elements)
     ```
 
     Neighbours are the weight sets of successive timesteps or blocks. With `Periodic` the first set follows

@@ -98,12 +98,14 @@ class UntiedRNNHyperModel(keras_tuner.HyperModel):
     from untied_rnn.tuning import UntiedRNNHyperModel
 
     hypermodel = UntiedRNNHyperModel(28, 28, num_classes=10, units=range(8, 33, 8), seed=0)
-    tuner = keras_tuner.RandomSearch(hypermodel, "val_accuracy", max_trials=2, seed=0, directory="out")
+    tuner = keras_tuner.RandomSearch(
+        hypermodel, "val_accuracy", max_trials=2, seed=1, directory="out"
+    )
     rows, labels = np.random.random((256, 28, 28)), np.random.randint(10, size=256)
     tuner.search(rows, labels, epochs=2, validation_split=0.25, verbose=0)
     (best,) = tuner.get_best_hyperparameters()
     model = hypermodel.build(best)
-    hypermodel.fit(best, model, rows, labels, epochs=4, verbose=0)  # the best model, trained anew
+    hypermodel.fit(best, model, rows, labels, epochs=4, verbose=0)  # trained anew
     ```
 
     keras-tuner resumes the search that it finds in `directory`. Give another search its own `project_name`.

@@ -1,4 +1,4 @@
-"""The reference shows classes as `help` does: with what they take over from their base classes."""
+"""The reference shows classes as `help` does: with what base classes document."""
 
 import inspect
 from textwrap import dedent
@@ -10,7 +10,7 @@ import untied_rnn
 import untied_rnn.sharing
 from untied_rnn import _documentation as documentation
 
-# How sections are written for the parser; those that are not here become text under their title.
+# How sections are written for the parser; all others become text under their title.
 KNOWN = {
     "Args": "Args: Arguments:",
     "Attributes": "Attributes:",
@@ -34,7 +34,10 @@ class Completed(griffe.Extension):
             shown = pkg[cls.__module__.removeprefix(f"{pkg.path}.")][name]
             _complete(shown, cls)
             _with_titles(shown.docstring)
-        for name in ("callbacks.IntactBackup", "tuning.UntiedRNNHyperModel"):  # not in `untied_rnn` itself
+        for name in (
+            "callbacks.IntactBackup",
+            "tuning.UntiedRNNHyperModel",
+        ):  # not in `untied_rnn` itself
             _with_titles(pkg[name].docstring)
         for name in untied_rnn.sharing.__all__:
             if pkg["sharing"][name].docstring:
@@ -44,14 +47,24 @@ class Completed(griffe.Extension):
 def _complete(shown: griffe.Class, cls: type) -> None:
     shown.docstring.value = inspect.getdoc(cls)
     bases = [base for base in shown.mro() if "__init__" in base.members]
-    known = {p.name: p for c in [*reversed(bases), shown] for p in c.members["__init__"].parameters}
+    known = {
+        p.name: p
+        for c in [*reversed(bases), shown]
+        for p in c.members["__init__"].parameters
+    }
     completed = griffe.Parameters(known["self"])
     for parameter in inspect.signature(cls).parameters.values():
         source = known[parameter.name]
         kind = getattr(griffe.ParameterKind, parameter.kind.name.lower())
         # What the package calls a KerasObject is what Keras takes there.
-        annotation = str(source.annotation).replace("KerasObject", "str | dict | Callable")
-        completed.add(griffe.Parameter(source.name, annotation=annotation, kind=kind, default=source.default))
+        annotation = str(source.annotation).replace(
+            "KerasObject", "str | dict | Callable"
+        )
+        completed.add(
+            griffe.Parameter(
+                source.name, annotation=annotation, kind=kind, default=source.default
+            )
+        )
     shown.members["__init__"].parameters = completed
 
 
@@ -61,8 +74,12 @@ def _with_titles(docstring: griffe.Docstring) -> None:
     for title, section in sections.items():
         if title in KNOWN:
             # Two classes in one entry would be shown as a tuple.
-            entries = section.replace("TypeError, ValueError:", "TypeError | ValueError:")
+            entries = section.replace(
+                "TypeError, ValueError:", "TypeError | ValueError:"
+            )
             text.append(f"{KNOWN[title]}\n{entries}")
         else:
-            text.append(f'<span class="doc-section-title">{title}:</span>\n\n{dedent(section)}')
+            text.append(
+                f'<span class="doc-section-title">{title}:</span>\n\n{dedent(section)}'
+            )
     docstring.value = "\n".join(text)

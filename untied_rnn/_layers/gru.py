@@ -64,7 +64,7 @@ class UntiedGRU(AffineRNN):
     p_z, p_r, p_g = x_t W_t + b_t
     q_z, q_r, q_g = h_{t-1} U_t + c_t
     z, r = recurrent_activation(p_z + q_z), recurrent_activation(p_r + q_r)
-    g = activation(p_g + r * q_g)             (without reset_after: p_g + (r * h_{t-1}) U_g, and no c)
+    g = activation(p_g + r * q_g)    (without reset_after: p_g + (r * h_{t-1}) U_g, no c)
     h_t = z * h_{t-1} + (1 - z) * g
     ```
 
@@ -98,7 +98,7 @@ class UntiedGRU(AffineRNN):
     from untied_rnn.sharing import Periodic
 
     hours = np.random.random((8, 72, 3)).astype("float32")
-    layer = UntiedGRU(16, sharing=Periodic(24))  # weights per hour of the day, for any number of days
+    layer = UntiedGRU(16, sharing=Periodic(24))  # weights per hour, any number of days
     assert layer(hours).shape == (8, 16)
     assert layer.recurrent_kernel.shape == (24, 16, 48)
     ```
