@@ -3,7 +3,7 @@
     python examples/lista_compare.py --quick     # two cells, one seed, minutes
     python examples/lista_compare.py             # all cells, two budgets, 5 seeds
 
-Each seed has its own dictionary of 62 measurements of 125 coefficients. The first seed tries four learning
+Each seed has its own dictionary of 62 measurements of 125 coefficients. The first seed tries five learning
 rates for each cell and budget, and held-out codes choose one. Writes compare.csv after each run to `--out`,
 and prints the table. The same command goes on after an interruption.
 """
@@ -24,7 +24,7 @@ from lista_cells import CELLS
 from resumable_runs import finish, table
 
 UNITS, STEPS = 125, 16
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 CODES = 1000  # that are held out, and to test on
 
 
