@@ -28,7 +28,7 @@ import pandas as pd
 import tensorflow as tf
 from command_line import end_on_interrupt, fail, positive, replace
 from resumable_runs import finish, table
-from untying_pictures import comparison_table, draw_by_data, draw_fronts
+from untying_pictures import Rates, comparison_table, draw_by_data, draw_fronts
 from untying_settings import SETTINGS, SMOOTH, parameters, restart, trainable, units_for
 from untying_tasks import digits, testing, training
 from untying_times import COLUMNS as TIME_COLUMNS
@@ -80,8 +80,8 @@ def tuning(
     ]
 
 
-def chosen_rates(results: pd.DataFrame, steps: int) -> dict[tuple[str, str, int], float]:
-    """By task, setting and units: the learning rate with the best accuracy on held-out sequences."""
+def chosen_rates(results: pd.DataFrame, steps: int) -> Rates:
+    """The learning rate with the best accuracy on held-out sequences."""
     tried = results[(results.part == "held out") & (results.seed == 0) & (results.steps == steps)]
     tried = tried[(tried.task != "cut") & (tried.digits == tried.digits.max())]
     best = tried.loc[tried.groupby(["task", "setting", "units"]).accuracy.idxmax()]
@@ -91,7 +91,7 @@ def chosen_rates(results: pd.DataFrame, steps: int) -> dict[tuple[str, str, int]
 def plan(
     settings: tuple[str, ...],
     units: Sizes,
-    rates: dict[tuple[str, str, int], float],
+    rates: Rates,
     count: int,
     steps: int,
     seed: int,
@@ -192,7 +192,7 @@ def main() -> None:
     comparisons = comparison_table(results, times, units, rates, steps)
     print(comparisons.to_string(index=False))
     replace(args.out / "fronts.png", lambda file: draw_fronts(comparisons, file))
-    replace(args.out / "by_data.png", lambda file: draw_by_data(results, UNITS, file))
+    replace(args.out / "by_data.png", lambda file: draw_by_data(results, UNITS, rates, file))
     print(f"results in {args.out}")
 
 

@@ -21,21 +21,27 @@ FAMILIES = {  # of settings, by how their names begin: the colour
     "low": "tab:orange",
     "untied": "tab:red",
 }
+Rates = dict[tuple[str, str, int], float]  # by task, setting and hidden size
 MARKERS = {"size": "o", "parameters": "s", "time": "^"}
+
+
+def chosen(results: pd.DataFrame, rates: Rates) -> pd.DataFrame:
+    """The results with the learning rate that was chosen for their task, setting and hidden size."""
+    keys = zip(results.task, results.setting, results.units, strict=True)
+    return results[results.rate == [rates.get(key) for key in keys]]
 
 
 def comparison_table(
     results: pd.DataFrame,
     times: pd.DataFrame,
     units: dict[str, dict[str, int]],
-    rates: dict[tuple[str, str, int], float],
+    rates: Rates,
     steps: int,
 ) -> pd.DataFrame:
     """Mean accuracies over seeds and their standard errors: for each task and comparison, all settings."""
     whole = results[(results.length == ROWS) & (results.steps == steps)]
     whole = whole[whole.digits == results.digits.max()]
-    chosen = [rates.get(key) for key in zip(whole.task, whole.setting, whole.units, strict=True)]
-    whole = whole[whole.rate == chosen]
+    whole = chosen(whole, rates)
     keys = ["task", "setting", "units", "parameters", "rate"]
     found = whole.pivot_table(index=[*keys, "seed"], columns="part", values="accuracy").groupby(keys)
     means, errors = found.mean(), found.sem()
@@ -51,10 +57,13 @@ def draw_fronts(comparisons: pd.DataFrame, path: pathlib.Path) -> None:
     tasks = [task for task in TITLES if task in set(comparisons.task)]
     figure = Figure(figsize=(11, 4.5 * len(tasks)), layout="constrained")
     grid = figure.subplots(len(tasks), 2, squeeze=False)
-    labels = {"step_ms": "time of a training step (ms)", "parameters": "parameters"}
+    labels = {
+        "step_ms": ("time of a training step (ms)", "linear"),
+        "parameters": ("parameters", "log"),
+    }
     for row, task in zip(grid, tasks, strict=True):
         points = comparisons[comparisons.task == task]
-        for axes, (x, label) in zip(row, labels.items(), strict=True):
+        for axes, (x, (label, scale)) in zip(row, labels.items(), strict=True):
             for (setting, comparison), part in points.groupby(["setting", "comparison"], sort=False):
                 colour = FAMILIES[setting.split()[0]]
                 name = setting if comparison == "size" else None
@@ -64,17 +73,17 @@ def draw_fronts(comparisons: pd.DataFrame, path: pathlib.Path) -> None:
             front = points.sort_values([x, "test"])
             front = front[front.test >= front.test.cummax()]
             axes.step(front[x], front.test, where="post", color="grey", linewidth=1, zorder=0)
-            axes.set(title=TITLES[task], xlabel=label, xscale="log")
+            axes.set(title=TITLES[task], xlabel=label, xscale=scale)
             _accuracy_axis(axes)
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=90)
 
 
-def draw_by_data(results: pd.DataFrame, units: int, path: pathlib.Path) -> None:
+def draw_by_data(results: pd.DataFrame, units: int, rates: Rates, path: pathlib.Path) -> None:
     """Accuracy by the number of digits, and by the length of the sequences."""
     test = results[(results.part == "test") & (results.steps == results.steps.min())]
-    rows = test[(test.task == "rows") & (test.units == units)]
+    rows = chosen(test[(test.task == "rows") & (test.units == units)], rates)
     cut = test[test.task == "cut"]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     digits, lengths = figure.subplots(1, 2)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 import should_you_untie as example  # noqa: E402 (what it needs is looked for first)
+import untying_pictures  # noqa: E402
 import untying_settings  # noqa: E402
 import untying_tasks  # noqa: E402
 import untying_times  # noqa: E402
@@ -79,6 +80,16 @@ def test_rates_are_those_of_the_best_held_out_accuracy():
     found.append(found[4] | {"steps": 20, "accuracy": 0.9})  # of other training
     chosen = example.chosen_rates(pd.DataFrame(found), 10)
     assert chosen == {("rows", "tied", 50): example.RATES[1], ("noise", "tied", 50): example.RATES[0]}
+
+
+def test_results_are_of_the_chosen_rate():
+    runs = example.tuning(
+        ("tied", "untied"), {"tied": {"size": 50}, "untied": {"size": 50}}, (1e-3, 2e-3), 9, 1
+    )
+    rates = {(run.task, run.setting, run.units): 1e-3 for run in runs} | {("noise", "tied", 50): 2e-3}
+    found = untying_pictures.chosen(pd.DataFrame(runs), rates)
+    assert {(run.task, run.setting, run.units): run.rate for run in found.itertuples()} == rates
+    assert len(found) == len(rates)
 
 
 def rates_of(settings, units, rate=2e-3):
