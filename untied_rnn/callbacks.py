@@ -45,7 +45,8 @@ class IntactBackup(keras.callbacks.BackupAndRestore):
     from untied_rnn import UntiedSimpleRNN
     from untied_rnn.callbacks import IntactBackup
 
-    model = keras.Sequential([UntiedSimpleRNN(8), keras.layers.Dense(1)])
+    inputs = keras.Input((12, 3))
+    model = keras.Sequential([inputs, UntiedSimpleRNN(8), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     backup = IntactBackup("backup.zip")
     model.fit(np.ones((4, 12, 3)), np.ones((4, 1)), epochs=3, callbacks=[backup], verbose=0)
