@@ -172,7 +172,8 @@ def main() -> None:
         return found
 
     if ladder.empty:
-        ladder = timed([(name, n) for name in settings for n in SIZES], args.out / "ladder.csv", programs=2)
+        models = [(name, n) for name in settings for n in SIZES]
+        ladder = timed(models, args.out / "ladder.csv", programs=1 if args.quick else 2)
     units = {name: sizes(name, ladder) for name in settings}
     if times.empty:
         models = [(name, n) for name in settings for n in dict.fromkeys(units[name].values())]

@@ -61,6 +61,6 @@ def units_as_fast(ladder: pd.DataFrame, setting: str, reference: tuple[str, int]
         times = ladder[ladder.setting == name]
         return np.polyfit(times.units**2, times.step_ms, 1)
 
-    slope, fixed = line(setting)
     step_ms = np.polyval(line(reference[0]), reference[1] ** 2)
-    return round(float(np.sqrt((step_ms - fixed) / slope)))
+    units = np.arange(min(SIZES), max(SIZES) + 1)  # beyond them, nothing was measured
+    return int(units[np.argmin(abs(np.polyval(line(setting), units**2) - step_ms))])
