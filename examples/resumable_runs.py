@@ -34,7 +34,7 @@ def finish(
     Run by run, `path` gets all results. They are in one order, whichever worker is the first.
     """
     runs = list(runs)
-    names = [name for run in runs[:1] for name in run._fields]
+    names = list(runs[0]._fields) if runs else []
     done = set(results[names].itertuples(index=False, name=None))
     todo = {pool.submit(work, run): run for run in runs if run not in done}
     for number, future in enumerate(as_completed(todo), 1):

@@ -148,6 +148,7 @@ def test_predict_goes_on_with_the_next_weights(rng):
         ({"timesteps": 6}, -1, ValueError, "start=-1"),
         ({"timesteps": 6}, 1.0, TypeError, r"an integer as `start`.*as with `Periodic`"),
         ({"timesteps": 6}, True, TypeError, "an integer as `start`"),
+        ({"timesteps": 6}, np.bool_(True), TypeError, "an integer as `start`"),
         ({"timesteps": 6}, np.array([0, 1, 0]), TypeError, "weights for any number of timesteps"),
         ({"sharing": Periodic(3)}, 0.5, TypeError, "Expected integers as `start`"),
         ({"sharing": Periodic(3)}, np.array([0, 1]), ValueError, r"shape \(2,\), for a batch of 3"),

@@ -34,10 +34,8 @@ class Completed(griffe.Extension):
             shown = pkg[cls.__module__.removeprefix(f"{pkg.path}.")][name]
             _complete(shown, cls)
             _with_titles(shown.docstring)
-        for name in (
-            "callbacks.IntactBackup",
-            "tuning.UntiedRNNHyperModel",
-        ):  # not in `untied_rnn` itself
+        # These two are not in `untied_rnn` itself.
+        for name in ("callbacks.IntactBackup", "tuning.UntiedRNNHyperModel"):
             _with_titles(pkg[name].docstring)
         for name in untied_rnn.sharing.__all__:
             if pkg["sharing"][name].docstring:

@@ -228,7 +228,7 @@ class UntiedLayer(keras.Layer):
     def _known_start(self, start: Any) -> int:
         """Of a layer with `timesteps`. Keras makes tensors of NumPy's integers."""
         with contextlib.suppress(TypeError):
-            if not isinstance(start, bool):
+            if "bool" not in str(getattr(start, "dtype", type(start))):  # torch's have an index
                 return operator.index(start)
         raise TypeError(
             f"Expected an integer as `start` of a layer with weights for {self.timesteps} timesteps. "
