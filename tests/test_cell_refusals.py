@@ -45,6 +45,35 @@ def test_cells_with_effects_are_refused_where_these_would_be_lost(kind, message,
         np.testing.assert_allclose(to_numpy(layer(x))[0], 0, atol=1e-6)
 
 
+class Returning(keras.layers.Layer):
+    """A cell that returns what `results` makes of its state."""
+
+    state_size = U
+
+    def __init__(self, results):
+        super().__init__()
+        self.results = results
+
+    def call(self, inputs, states):
+        return self.results(states[0])
+
+
+@pytest.mark.parametrize(
+    ("results", "received"),
+    [
+        (lambda h: h, rf"Received: a `\w+` of the shapes \[\({U},\)\] from cell=<Returning"),
+        (lambda h: [h], rf"Received: a `list` of the shapes \[\({U},\)\]"),
+        (lambda h: (h, [h, h]), rf"Received: states of the shapes \[\({U},\), \({U},\)\]"),
+        (lambda h: (h, []), r"Received: states of the shapes \[\]"),
+        (lambda h: (h, [h[:, :1]]), r"Received: states of the shapes \[\(1,\)\]"),
+    ],
+    ids=["no states", "a list of one", "a state too many", "no state", "a state of another shape"],
+)
+def test_cells_must_return_an_output_and_their_states(results, received):
+    with pytest.raises(ValueError, match=rf"returns its output and its states.*\({U},\)\].*{received}"):
+        UntiedRNN(Returning(results))(keras.Input((T, I)))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

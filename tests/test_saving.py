@@ -142,8 +142,6 @@ def test_weights_come_back_in_every_precision(dtype, tmp_path):
     "names", [["any cell, shared"], pytest.param(list(CASES), marks=pytest.mark.release)]
 )
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has no SavedModel of a model on torch")
-# How Keras calls JAX.
-@pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")
 def test_saved_model_runs_without_the_library(models):
     if BACKEND == "jax":  # jax2tf cannot compare the size of a mask, a constant there, with an unknown batch
         models = {folder: model for folder, model in models.items() if "masked_loop" not in folder.name}

@@ -50,14 +50,16 @@ class PureCell:
 
         Returns:
             The outputs, of which the shapes are of use.
+
+        Raises:
+            ValueError: The cell returns something else than an output and as many states of the same shapes.
         """
         scopes: dict[bool, _Recorder] = {}
 
         def call(inputs: Tensor, states: list[Nested], training: bool) -> Nested:
             masks = self.masks(inputs) if training else []
             scopes[training] = _Recorder([])
-            output, _ = self._call(scopes[training], inputs, states, masks, training)
-            return output
+            return self._call(scopes[training], inputs, states, masks, training)
 
         run = _Operation(call).compute_output_spec
         if keras.backend.backend() == "torch":  # draws no random numbers in a symbolic call
@@ -67,7 +69,8 @@ class PureCell:
             )
         for training in (True, False):
             with keras.StatelessScope():  # no generator moves on
-                outputs = run(inputs, states, training=training)
+                results = run(inputs, states, training=training)
+        outputs = self._output_of(results, states)
         own = {id(variable) for variable in self.cell.variables}
         read = {i: variable for scope in scopes.values() for i, variable in scope.read.items()}
         others = [variable for i, variable in read.items() if i not in own]
@@ -78,6 +81,20 @@ class PureCell:
         self.seed_generators = [generators[i] for i in drawn]
         self._draws = {training: [scope.changes(i) for i in drawn] for training, scope in scopes.items()}
         return outputs
+
+    def _output_of(self, results: Any, states: list[Nested]) -> Nested:
+        def shapes(tensors: Nested) -> list[tuple[int, ...]]:
+            return [tuple(tensor.shape[1:]) for tensor in keras.tree.flatten(tensors)]
+
+        pair = isinstance(results, (tuple, list)) and len(results) == 2
+        if not pair or shapes(results[1]) != shapes(states):
+            received = "states" if pair else f"a `{type(results).__name__}`"
+            raise ValueError(
+                "Expected a cell that returns its output and its states, `output, [state, ...]`, the states "
+                f"of the shapes {shapes(states)} for one sample. Received: {received} of the shapes "
+                f"{shapes(results[1] if pair else results)} from cell={self.cell!r}"
+            )
+        return results[0]
 
     def masks(self, inputs: Tensor) -> list[Nested]:
         """Dropout masks of Keras's own cells, which use them at all timesteps of a call."""
