@@ -153,7 +153,7 @@ RAISES = {
     "The new sharing has no room for the weights": lambda: built(UntiedGRU(16)).refine(sharing=Blocks(6)),
     "Keras does not know the layer": load_without_import,
     "Keras does not know the cell": load_a_cell_without_its_class,
-    "A file of a tied model": load_a_tied_file,
+    "A file of other weights": load_a_tied_file,
     "A file is damaged": load_a_damaged_file,
     "matplotlib is missing": import_plot_without_matplotlib,
 }

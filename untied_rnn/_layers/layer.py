@@ -267,27 +267,34 @@ class UntiedLayer(keras.Layer):
         return {name: weights[0] for name, weights in along_time.items()}
 
     def save_own_variables(self, store: Any) -> None:
-        arrays: dict[str, Any] = {}
-        if self.timestep_weights.has_frozen:
-            arrays = self.timestep_weights.to_file()
-        else:
-            super().save_own_variables(arrays)
+        arrays = self._own_arrays()
         for key, value in arrays.items():
             store[key] = value
         store[checksum.KEY] = checksum.checksum(arrays)
 
     def load_own_variables(self, store: Any) -> None:
         arrays = checksum.verified(store, self.name)
-        if not self.timestep_weights.has_frozen:
-            super().load_own_variables(arrays)
-            return
-        expected = {key: array.shape for key, array in self.timestep_weights.to_file().items()}
+        expected = {key: tuple(array.shape) for key, array in self._own_arrays().items()}
         received = {key: tuple(array.shape) for key, array in arrays.items()}
-        if received != expected:
+        # Before anything is assigned: Keras would find out in the middle.
+        if self.built and received != expected:
             raise ValueError(
-                f"Layer '{self.name}' expected weights of shapes {expected}. Received: shapes {received}"
+                f"Layer '{self.name}' expected weights of shapes {expected}. Received: shapes {received}. "
+                "Make the layer with the arguments of the one that was saved, `timesteps` and `sharing` "
+                "included."
             )
-        self.timestep_weights.from_file(arrays)
+        if self.timestep_weights.has_frozen:
+            self.timestep_weights.from_file(arrays)
+        else:
+            super().load_own_variables(arrays)
+
+    def _own_arrays(self) -> dict[str, Any]:
+        """What a file holds, by Keras's keys: frozen or not, the same."""
+        if self.timestep_weights.has_frozen:
+            return self.timestep_weights.to_file()
+        arrays: dict[str, Any] = {}
+        super().save_own_variables(arrays)
+        return arrays
 
     # Moves, each of which returns a new, built layer and leaves this one as it is.
 
