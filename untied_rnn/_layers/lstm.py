@@ -55,7 +55,9 @@ class UntiedLSTM(AffineRNN):
 
     ```
     p_i, p_f, p_g, p_o = x_t W_t + h_{t-1} U_t + b_t
-    i, f, o = recurrent_activation(p_i), recurrent_activation(p_f), recurrent_activation(p_o)
+    i = recurrent_activation(p_i)
+    f = recurrent_activation(p_f)
+    o = recurrent_activation(p_o)
     g = activation(p_g)
     c_t = f * c_{t-1} + i * g
     h_t = o * activation(c_t)
