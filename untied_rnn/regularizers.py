@@ -28,8 +28,9 @@ class TimeSmoothness(keras.regularizers.Regularizer):
 
     Neighbours are the weight sets of successive timesteps or blocks. With `Periodic` the first set follows
     the last one again; with `Listed` sets are neighbours in the order of their numbers. Sharings of several
-    parameters make the weights of all timesteps, and the penalty is taken of these. The larger `l2`, the
-    closer is the layer to a tied one; `l1` lets weights stay as they are for a while and then jump.
+    parameters make the weights of all timesteps, and the penalty is taken of these. With one weight set, as
+    `Tied` has, it is zero. The larger `l2`, the closer is the layer to a tied one; `l1` lets weights stay as
+    they are for a while and then jump.
 
     Args:
         l1: Non-negative number, the factor of the absolute differences; 0 if only `l2` is given.
@@ -37,7 +38,7 @@ class TimeSmoothness(keras.regularizers.Regularizer):
 
     Raises:
         TypeError, ValueError: If a factor is no non-negative number, or none is given; if it regularizes a
-            weight that has no timesteps, such as a tied layer's.
+            weight without an axis of weight sets, such as one of `keras.layers.GRU`.
 
     Example:
 
