@@ -63,8 +63,8 @@ def test_a_gradient_that_timesteps_share_is_added_up_in_float32(name, shared, rn
     untied.set_weights(list(weights_along_time(layer, T).values()))
     received, terms = gradients_of_ones(layer, x), gradients_of_ones(untied, x)
     for key, expected in parameter_gradients(layer, terms).items():
-        # A Dense layer's is one product, which is rounded to 16 bits once.
-        assert relative_error(received[key], expected) < (2**-8 if name == "dense" else 1e-5), key
+        # A Dense layer's is one product in 16 bits. CPUs without bfloat16 round partial sums of it too.
+        assert relative_error(received[key], expected) < (2**-7 if name == "dense" else 1e-5), key
 
 
 @pytest.mark.parametrize("name", ["simple", "gru", "dense"])  # Keras's cells add up in 16 bits themselves
