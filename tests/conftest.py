@@ -2,12 +2,17 @@
 
 import gc
 import os
+import pathlib
 from concurrent.futures import Executor, Future
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # XLA does all that it does, but LLVM does not optimise the code: half the time of compiling.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The tests compile many small programs again, in each process and after `clear_caches`. With files of them,
+# JAX takes a quarter less of the processor's time for all tests, and less still where the files are there.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{pathlib.Path(__file__).parents[1]}/.pytest_cache/jax")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import keras
 import numpy as np
