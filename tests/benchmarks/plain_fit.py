@@ -3,10 +3,11 @@
     python tests/benchmarks/plain_fit.py [--shapes S1 L1] [--rounds 11] [--smoke]
 
 This layer, with its default arguments and in other forms, against the ways to write an untied recurrence by
-hand in a `keras.Layer`, and against Keras's tied layer; all with TensorFlow and Keras's RMSprop. Each has a
-process of its own and they take turns within every round. The outputs of all must agree with a NumPy loop to
-1e-4. One whose first step takes more than 20 s is not counted. Prints a table for each shape: milliseconds
-as medians, and the median of each round's ratio to the fastest code by hand.
+hand in a `keras.Layer`, and against Keras's tied layer; all with TensorFlow and Keras's RMSprop. What writes
+large stacks runs with TensorFlow's own allocator, too. Each has a process of its own and they take turns
+within every round. The outputs of all must agree with a NumPy loop to 1e-4. One whose first step takes more
+than 20 s is not counted. Prints a table for each shape: milliseconds as medians, and the median of each
+round's ratio to the fastest code by hand.
 """
 
 import argparse
@@ -29,11 +30,15 @@ OURS = {
     "this layer, jit_compile=True": {"jit_compile": True},
     "this layer, compile(jit_compile=True)": {},
 }
+# TensorFlow's allocator that keeps freed memory, in place of the C library's.
+BFC = ", TF_CPU_ALLOCATOR_USE_BFC=true"
+WITH_BFC = ("this layer", "this layer, compile(jit_compile=True)", "while loop")
 
 
 def names(problem: Problem) -> list[str]:
     simple = problem.cell == "simple"
-    return [*OURS, *(BY_HAND if simple else BY_HAND[:1]), "tied layer"]
+    names = [*OURS, *(BY_HAND if simple else BY_HAND[:1]), "tied layer"]
+    return [*names, *(name + BFC for name in WITH_BFC if name in names)]
 
 
 class Answers:
@@ -96,9 +101,11 @@ def race(problem: Problem, rounds: int, at_least: float) -> dict[str, dict[str, 
     stacks = {tied: problem.weights(tied) for tied in (False, True)}
     states = {tied: run(problem.cell, problem.data()[0], stacks[tied])[0][-1] for tied in stacks}
     for name in names(problem):
-        worker, tied = Worker("tensorflow", Answers), name == "tied layer"
+        contestant, tied = name.removesuffix(BFC), name == "tied layer"
+        settings = {} if contestant == name else {"TF_CPU_ALLOCATOR_USE_BFC": "true"}
+        worker = Worker("tensorflow", Answers, settings)
         try:
-            first = worker.ask("make", problem, name, stacks[tied], limit=3 * SLOW_FIRST_CALL)
+            first = worker.ask("make", problem, contestant, stacks[tied], limit=3 * SLOW_FIRST_CALL)
             if not worker.ask("error", states[tied]) <= TOLERANCE:
                 raise SystemExit(f"error: {name} differs from the plain loop")
             found[name], workers[name] = {"first": first}, worker
