@@ -229,7 +229,7 @@ LSTMS = {
     [pytest.param(name, marks=[pytest.mark.release] if "compile" in name else []) for name in LSTMS],
 )
 def test_each_library_computes_the_untied_lstm_of_numpy(name, benchmark):
-    pytest.importorskip(LSTMS[name])
+    pytest.importorskip(LSTMS[name], reason="a library that is compared, and no dependency")
     problems, workers = benchmark("problems"), benchmark("workers")
     answers = workers.Answers(f"contestants.lstms_with_{BACKEND}")
     problem = replace(problems.TINY, cell="lstm")

@@ -84,10 +84,13 @@ def test_cells_must_return_an_output_and_their_states(results, received):
         (lambda: UntiedRNN(UntiedRNN(keras.layers.LSTMCell(3))), TypeError, "whole layer"),
         (lambda: UntiedRNN(keras.layers.ConvLSTM2D(2, 3).cell), ValueError, "is known before.*-1"),
         (lambda: UntiedRNN.from_tied(keras.layers.GRU(3), 4), ValueError, "built"),
-        (lambda: UntiedRNN(keras.layers.GRUCell(3))(keras.Input((4, 2)), initial_state=keras.Input((4,))),
-         ValueError, r"\(None, 3\)\].*\(None, 4\)"),
+        (
+            lambda: UntiedRNN(keras.layers.GRUCell(3))(keras.Input((4, 2)), initial_state=keras.Input((4,))),
+            ValueError,
+            r"\(None, 3\)\].*\(None, 4\)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_cells(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 import lista  # noqa: E402 (what it needs is looked for first)
-import lista_compare  # noqa: E402
+import lista_compare  # noqa: E402 (what it needs is looked for first)
 
 
 @pytest.fixture

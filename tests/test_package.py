@@ -97,7 +97,7 @@ def test_examples_run(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for extra in EXTRAS:
         if re.search(rf"^(import|from) {extra}\b", block, flags=re.MULTILINE):
-            pytest.importorskip(extra)
+            pytest.importorskip(extra, reason=f"the page needs {extra}, an extra")
     if BACKEND == "torch" and ".export(" in block:
         pytest.skip("Keras has no SavedModel of a model on torch")
     exec(block, {"__name__": "example"})

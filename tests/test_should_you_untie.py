@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 import should_you_untie as example  # noqa: E402 (what it needs is looked for first)
-import untying_pictures  # noqa: E402
-import untying_settings  # noqa: E402
-import untying_tasks  # noqa: E402
-import untying_times  # noqa: E402
+import untying_pictures  # noqa: E402 (what it needs is looked for first)
+import untying_settings  # noqa: E402 (what it needs is looked for first)
+import untying_tasks  # noqa: E402 (what it needs is looked for first)
+import untying_times  # noqa: E402 (what it needs is looked for first)
 
 digits = test_examples.digits
 TIMES = pd.DataFrame(

@@ -13,9 +13,18 @@ from untied_rnn._weights.per_set import TimestepConstraint, TimestepInitializer,
 
 T = 20
 RANDOM = [
-    "glorot_uniform", "glorot_normal", "he_normal", "he_uniform", "lecun_normal", "lecun_uniform",
-    "random_normal", "random_uniform", "truncated_normal", "variance_scaling", "orthogonal",
-]  # fmt: skip
+    "glorot_uniform",
+    "glorot_normal",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "random_normal",
+    "random_uniform",
+    "truncated_normal",
+    "variance_scaling",
+    "orthogonal",
+]
 
 
 SCALINGS = [

@@ -30,15 +30,16 @@ OURS = {
     "this layer, jit_compile=True": {"jit_compile": True},
     "this layer, compile(jit_compile=True)": {},
 }
-# TensorFlow's allocator that keeps freed memory, in place of the C library's.
-BFC = ", TF_CPU_ALLOCATOR_USE_BFC=true"
-WITH_BFC = ("this layer", "this layer, compile(jit_compile=True)", "while loop")
+# Has TensorFlow keep freed memory, instead of the C library's allocator.
+VARIABLE = "TF_CPU_ALLOCATOR_USE_BFC"
+WITH_VARIABLE = f", {VARIABLE}=true"
+LARGE_STACKS = ("this layer", "this layer, compile(jit_compile=True)", "while loop")
 
 
 def names(problem: Problem) -> list[str]:
     simple = problem.cell == "simple"
-    names = [*OURS, *(BY_HAND if simple else BY_HAND[:1]), "tied layer"]
-    return [*names, *(name + BFC for name in WITH_BFC if name in names)]
+    plain = [*OURS, *(BY_HAND if simple else BY_HAND[:1]), "tied layer"]
+    return [*plain, *(name + WITH_VARIABLE for name in LARGE_STACKS if name in plain)]
 
 
 class Answers:
@@ -101,8 +102,8 @@ def race(problem: Problem, rounds: int, at_least: float) -> dict[str, dict[str, 
     stacks = {tied: problem.weights(tied) for tied in (False, True)}
     states = {tied: run(problem.cell, problem.data()[0], stacks[tied])[0][-1] for tied in stacks}
     for name in names(problem):
-        contestant, tied = name.removesuffix(BFC), name == "tied layer"
-        settings = {} if contestant == name else {"TF_CPU_ALLOCATOR_USE_BFC": "true"}
+        contestant, tied = name.removesuffix(WITH_VARIABLE), name == "tied layer"
+        settings = {} if contestant == name else {VARIABLE: "true"}
         worker = Worker("tensorflow", Answers, settings)
         try:
             first = worker.ask("make", problem, contestant, stacks[tied], limit=3 * SLOW_FIRST_CALL)

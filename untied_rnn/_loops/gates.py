@@ -26,13 +26,13 @@ class Gates:
 
     def forward(self, p: Tensor, q: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
         """The states after the timestep, and the residuals."""
-        raise NotImplementedError
+        raise NotImplementedError  # each subclass has its own
 
     def backward(
         self, d_after: Tensors, residuals: Tensors, before: Tensors, after: Tensors
     ) -> tuple[Tensor, Tensor, Tensors]:
         """`dL/dp`, `dL/dq`, and `dL/dbefore` as far as it does not come through `q` (0 if not at all)."""
-        raise NotImplementedError
+        raise NotImplementedError  # each subclass has its own
 
 
 def project(x: Tensor, kernel: Tensor, dropout_mask: Tensor | None) -> Tensor:

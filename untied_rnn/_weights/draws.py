@@ -21,7 +21,7 @@ class StackInitializer(initializers.Initializer):
 
     def draw(self, sets: np.ndarray, total: int, shape: Shape, dtype: str | None) -> Tensor:
         """The weights of the given sets, stacked; see `draw`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each subclass has its own
 
 
 def draw(
